@@ -1,0 +1,382 @@
+"""Token ids to the attention of selected heads, on stock transformers models and on any device.
+
+The model is never touched. A pass runs through a *view* of it: the same modules again, sharing every weight, with a
+configuration of their own that names the attention function of this file. So a model that is shared keeps its hooks,
+configuration and attention implementation whatever happens here, and may generate in another thread meanwhile.
+
+Documents run under the model's own fast kernel. For the query rows the weights of the selected heads are computed by the
+eager attention function that every family's module has (scaling, soft cap, window and sinks are its business), in
+float32, for those rows and heads alone. No layer above the last selected head runs, and of that layer nothing after its
+attention.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from qrhead_rag.heads import Head
+
+PREFILL_TOKENS = 2048
+_EAGER_PREFILL_BYTES = 128 * 2**20
+_NAME = "qrhead"
+_PROVED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens that follow the cached ones, see them, and see each other: a query part or a null-query part.
+
+    Attributes:
+        ids: the tokens.
+        position: position of the first one.
+        read_from: rows from this one on are averaged; those before are only run.
+    """
+
+    ids: Sequence[int]
+    position: int
+    read_from: int = 0
+
+
+class HeadReader:
+    """Reads the attention of selected heads of one model.
+
+    Args:
+        model: a decoder of transformers, whole or cut to its first layers.
+        heads: (layer, head) pairs.
+
+    Raises:
+        ValueError: the model has layers that cannot be read (linear or latent attention, no eager function).
+    """
+
+    def __init__(self, model: PreTrainedModel, heads: Sequence[Head]) -> None:
+        self._decoder = find_decoder(model)
+        self._heads = list(heads)
+        self._last_layer = max(layer for layer, _ in heads)
+        self._by_layer: dict[int, list[int]] = {}
+        for layer, head in heads:
+            self._by_layer.setdefault(layer, []).append(head)
+        placed = [(layer, head) for layer, found in sorted(self._by_layer.items()) for head in found]
+        self._order = [placed.index(head) for head in self._heads]
+        # Where an attention function cannot be given a mask of any shape (flash), the few query rows run under sdpa.
+        self._kernel = model.config.get_text_config()._attn_implementation or "eager"
+        sdpa_or_eager = "sdpa" if getattr(self._decoder, "_supports_sdpa", False) else "eager"
+        self._row_kernel = self._kernel if self._kernel in ("sdpa", "eager") else sdpa_or_eager
+
+    @torch.no_grad()
+    def prefill(self, ids: Tensor, cache: DynamicCache | None = None, chunk: int = PREFILL_TOKENS) -> DynamicCache:
+        """Run tokens after those already cached and keep their keys and values.
+
+        Args:
+            ids: token ids. # (batch, tokens)
+            cache: keys and values of the tokens before, extended in place; None starts anew.
+            chunk: tokens run at a time, so that activation memory does not grow with the list.
+
+        Returns:
+            The cache, for the layers up to the last selected head.
+        """
+        cache = DynamicCache() if cache is None else cache
+        past = cache.get_seq_length()
+        if self._kernel == "eager":
+            config = self._decoder.config
+            row_bytes = 4 * config.num_attention_heads * (past + ids.shape[1]) * ids.shape[0]
+            chunk = min(chunk, max(16, _EAGER_PREFILL_BYTES // row_bytes))
+        device = self.device
+        for part in ids.split(chunk, dim=1):
+            positions = torch.arange(past, past + part.shape[1], device=device)[None]  # (1, tokens)
+            self._run(_Pass(self._kernel, self._last_layer), part.to(device), positions, cache)
+            past += part.shape[1]
+        return cache
+
+    @torch.no_grad()
+    def read(self, cache: DynamicCache, parts: Sequence[Rows], key_positions: Tensor | None = None) -> Tensor:
+        """Attention of the selected heads from each part to the cached tokens, averaged over the part's rows.
+
+        All parts run in one pass; a part sees the cached tokens and itself, never another part. The cache is not changed.
+
+        Args:
+            cache: keys and values of the prompt up to the parts, batch 1.
+            parts: query part, null-query part, and so on.
+            key_positions: position of each cached token where it is not its place. # (tokens,)
+
+        Returns:
+            a(t) of the design for each head and part, float32. # (heads, parts, tokens)
+        """
+        device = self.device
+        cached = cache.get_seq_length()
+        lengths = torch.tensor([len(part.ids) for part in parts])
+        part_of = torch.arange(len(parts)).repeat_interleave(lengths)  # (rows,)
+        ids = torch.tensor([[token for part in parts for token in part.ids]], device=device)  # (1, rows)
+        positions = torch.cat([torch.arange(len(part.ids)) + part.position for part in parts])  # (rows,)
+        rows_read = torch.cat([torch.arange(len(part.ids)) >= part.read_from for part in parts])  # (rows,)
+        averages = (part_of == torch.arange(len(parts))[:, None]) & rows_read  # (parts, rows)
+        keys = torch.arange(cached) if key_positions is None else key_positions.cpu()
+        sees = part_of[:, None] == part_of[None, :]  # (rows, rows)
+        reading = _Reading(
+            heads=self._by_layer,
+            positions=positions.to(device),
+            key_positions=torch.cat([keys, positions]).to(device),
+            visible=torch.cat([torch.ones(len(part_of), cached, dtype=torch.bool), sees], dim=1).to(device),
+            averages=(averages / averages.sum(dim=1, keepdim=True)).float().to(device),
+            cached=cached,
+        )
+        self._run(
+            _Pass(self._row_kernel, self._last_layer, reading), ids, reading.positions[None], _read_only_copy(cache)
+        )
+        missing = self._by_layer.keys() - reading.found.keys()
+        if missing:
+            raise ValueError(
+                f"{type(self._decoder).__name__} did not call the attention interface in layers {sorted(missing)}; "
+                "expected a stock transformers model whose every attention layer does"
+            )
+        found = torch.cat([reading.found[layer].to(device) for layer in sorted(reading.found)])
+        return found[self._order]
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device that the embedding runs on."""
+        embedding = self._decoder.get_input_embeddings()
+        hook = getattr(embedding, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return embedding.weight.device if device is None else torch.device(device)
+
+    def _run(self, current: "_Pass", ids: Tensor, positions: Tensor, cache: DynamicCache) -> None:
+        view = _view(self._decoder, self._last_layer + 1)
+        token = _PASS.set(current)
+        try:
+            view(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        except _LastHeadReadError:
+            pass
+        else:
+            raise ValueError(
+                f"{type(self._decoder).__name__} ended without calling the attention interface in layer "
+                f"{self._last_layer}; expected a stock transformers model whose every attention layer does"
+            )
+        finally:
+            _PASS.reset(token)
+
+
+def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The text decoder inside a model: the module that owns the list of layers.
+
+    Raises:
+        ValueError: the model is an encoder-decoder, has linear or latent attention, or no eager attention function.
+    """
+    config = model.config.get_text_config()
+    name = config.model_type
+    kinds = set(getattr(config, "layer_types", None) or ()) - _PROVED_LAYERS
+    latent = getattr(config, "kv_lora_rank", None) is not None
+    if kinds or latent or model.config.is_encoder_decoder:
+        found = sorted(kinds) or ("latent attention (MLA)" if latent else "an encoder beside the decoder")
+        raise ValueError(
+            f"{name} has {found}, which cannot be read; expected a decoder with softmax attention in every layer"
+        )
+    inner = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for module in (inner or model).modules():
+        for layers in module.children():
+            if isinstance(layers, nn.ModuleList) and len(layers) == config.num_hidden_layers:
+                if not any(_eager_function(part) for part in layers[0].modules() if hasattr(part, "layer_idx")):
+                    raise ValueError(
+                        f"{name} has no eager attention function in its module; expected a family that uses the "
+                        "attention interface of transformers"
+                    )
+                return module
+    raise ValueError(
+        f"{type(model).__name__} has no list of {config.num_hidden_layers} layers; expected a decoder of transformers"
+    )
+
+
+class _LastHeadReadError(Exception):
+    """Ends a pass at the last selected head; never leaves this file."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    heads: Mapping[int, list[int]]
+    positions: Tensor  # (rows,)
+    key_positions: Tensor  # (tokens + rows,)
+    visible: Tensor  # (rows, tokens + rows)
+    averages: Tensor  # (parts, rows)
+    cached: int
+    found: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    kernel: str
+    last_layer: int
+    reading: _Reading | None = None
+
+
+_PASS: ContextVar[_Pass] = ContextVar("qrhead_pass")
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function of a view: reads the selected heads of this layer, then attends as the model would."""
+    current = _PASS.get()
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    reading = current.reading
+    if reading is not None and layer in reading.heads:
+        weights = head_weights(module, reading.heads[layer], query, key, attention_mask, **options)
+        averages = reading.averages.to(weights.device)
+        reading.found[layer] = averages @ weights[0, :, :, : reading.cached]  # (heads, parts, tokens)
+    if layer == current.last_layer:
+        raise _LastHeadReadError
+    attend = _eager_function(module) if current.kernel == "eager" else ALL_ATTENTION_FUNCTIONS[current.kernel]
+    return attend(module, query, key, value, attention_mask, **options)  # type: ignore[misc,no-any-return]
+
+
+def head_weights(
+    module: nn.Module, heads: Sequence[int], query: Tensor, key: Tensor, mask: Tensor | None, **options: Any
+) -> Tensor:
+    """Attention weights of some heads, as the module's own eager attention computes them, in float32.
+
+    Args:
+        module: the attention module.
+        heads: query heads of the layer.
+        query: queries after position encoding. # (batch, query heads, rows, head size)
+        key: keys after position encoding. # (batch, key heads, tokens, head size)
+        mask: boolean (True is seen) or additive. # (batch or 1, 1, rows, tokens)
+        options: what the model gives its attention function (scaling, softcap, window).
+
+    Returns:
+        # (batch, heads, rows, tokens)
+    """
+    if mask is None:
+        raise ValueError(
+            f"{type(module).__name__} was given no mask for the query rows; expected a model that builds its masks "
+            "with transformers.masking_utils"
+        )
+    if mask.dtype == torch.bool:
+        mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+    index = torch.tensor(heads, device=query.device)
+    group = query.shape[1] // key.shape[1]
+    chosen = _shallow_copy(module)
+    chosen.num_key_value_groups = 1  # type: ignore[assignment]
+    chosen.training = False
+    # Parameters of one number per head (sinks) go with the heads.
+    chosen._parameters = {
+        name: parameter[index].float() if parameter is not None and parameter.shape == query.shape[1:2] else parameter
+        for name, parameter in module._parameters.items()
+    }  # type: ignore[assignment]
+    options |= {"dropout": 0.0}
+    keys = key[:, index // group].float()
+    no_values = keys[..., :0]  # the output is not wanted, so its product costs nothing
+    eager = _eager_function(module)
+    assert eager is not None  # find_decoder has seen to it
+    weights: Tensor = eager(chosen, query[:, index].float(), keys, no_values, mask.float(), **options)[1]
+    return weights
+
+
+def _mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
+    """The mask of a view: the kernel's own for documents; for the query rows, by position and by part."""
+    current = _PASS.get()
+    if current.reading is None:
+        make: Callable[..., Tensor | None] = ALL_MASK_ATTENTION_FUNCTIONS[current.kernel]
+        return make(mask_function=mask_function, dtype=dtype, **options)
+    reading = current.reading
+    origin = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=reading.positions.device)
+    # A family's own pattern (causal, window, chunk) is asked about positions, not about places in the cache.
+    pattern = mask_function(
+        origin, origin, reading.positions[None, None, :, None], reading.key_positions[None, None, None, :]
+    )
+    mask = pattern & reading.visible  # (1, 1, rows, tokens + rows)
+    if current.kernel == "eager":
+        return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+    return mask
+
+
+AttentionInterface.register(_NAME, _attend)
+AttentionMaskInterface.register(_NAME, _mask)
+
+
+def _eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    for ancestor in type(module).__mro__:
+        found = getattr(sys.modules.get(ancestor.__module__), "eager_attention_forward", None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    return None
+
+
+class _ReadOnlyLayer(DynamicLayer):
+    """A cache layer that shows later tokens the cached ones and forgets the later ones."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+def _read_only_copy(cache: DynamicCache) -> DynamicCache:
+    copied = DynamicCache()
+    for layer in cache.layers:
+        read_only = _ReadOnlyLayer()
+        read_only.__dict__.update(layer.__dict__)
+        copied.layers.append(read_only)
+    return copied
+
+
+def crop(cache: DynamicCache, tokens: int) -> None:
+    """Forget every cached token from place `tokens` on."""
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
+
+
+def _view(decoder: nn.Module, num_layers: int) -> nn.Module:
+    """The decoder again, to its first layers, sharing all weights, with a configuration of its own."""
+    copies: dict[int, Any] = {}
+
+    def view(module: nn.Module) -> nn.Module:
+        if id(module) in copies:
+            return copies[id(module)]  # type: ignore[no-any-return]
+        copied = copies[id(module)] = _shallow_copy(module)
+        copied.__dict__["training"] = False
+        copied.__dict__["_buffers"] = dict(module._buffers)  # rotary embeddings write to theirs
+        children = module._modules
+        if isinstance(module, nn.ModuleList) and len(module) == decoder.config.num_hidden_layers:
+            children = dict(list(children.items())[:num_layers])
+        copied.__dict__["_modules"] = {
+            name: child if child is None else view(child) for name, child in children.items()
+        }
+        for name, value in module.__dict__.items():
+            if name not in ("training", "_buffers", "_modules"):
+                copied.__dict__[name] = _rebound(value, module, copied, copies)
+        return copied
+
+    return view(decoder)
+
+
+def _rebound(value: Any, module: nn.Module, copied: nn.Module, copies: dict[int, Any]) -> Any:
+    """An attribute of a module as its copy needs it."""
+    if isinstance(value, PreTrainedConfig):
+        if id(value) not in copies:
+            config = copies[id(value)] = copy.copy(value)
+            config.__dict__ |= {
+                "_attn_implementation_internal": _NAME,
+                "_output_attentions": False,
+                "output_hidden_states": False,
+            }
+        return copies[id(value)]
+    # accelerate replaces a module's `forward` by a function that is bound to it.
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, copied)
+    if isinstance(value, partial) and value.args[:1] == (module,):
+        return partial(value.func, copied, *value.args[1:], **value.keywords)
+    return value
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    copied = object.__new__(type(module))
+    copied.__dict__.update(module.__dict__)
+    return copied

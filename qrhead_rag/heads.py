@@ -1,0 +1,213 @@
+"""Head sets: which attention heads of which model are read, and how they were found.
+
+Heads are `(layer, head)` pairs, both from 0, counting query heads (not key/value heads). The published sets come from
+QRHead (Zhang et al., EMNLP 2025, arXiv 2506.09944), DySCO (arXiv 2602.22175) and CoRe heads (Tran et al., arXiv
+2510.02219). This file knows nothing of models in memory: it compares shapes and names.
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Head: TypeAlias = tuple[int, int]
+Mode: TypeAlias = Literal["listwise", "independent", "late"]
+
+EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+class ModelShape(NamedTuple):
+    """What of a model decides whether a head set can belong to it, counted on the whole model."""
+
+    architecture: str
+    num_layers: int
+    num_heads: int
+
+    def __str__(self) -> str:
+        return f"{self.architecture}, {self.num_layers} layers of {self.num_heads} heads"
+
+
+class HeadSet(BaseModel):
+    """The selected heads of one model, best first, with the criterion, task and source they were found by.
+
+    Raises:
+        ValueError: no heads, a head twice, or a head outside the model's layers and heads.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    name: str = "unnamed"
+    model: str
+    architecture: str | None = None
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1, description="query heads of a layer")
+    mode: Mode = "listwise"
+    criterion: str = "unknown"
+    task: str = "unknown"
+    num_examples: int | None = None
+    source: str = "unknown"
+    note: str | None = None
+    default: bool = False
+    heads: tuple[Head, ...]
+
+    @field_validator("heads", mode="after")
+    @classmethod
+    def _check_heads(cls, heads: tuple[Head, ...]) -> tuple[Head, ...]:
+        if not heads:
+            raise ValueError("a head set needs at least one (layer, head) pair, found none")
+        repeated = sorted({head for head in heads if heads.count(head) > 1}) if len(set(heads)) < len(heads) else []
+        if repeated:
+            raise ValueError(f"each head may be named once, found twice: {repeated}")
+        return heads
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        for layer, head in self.heads:
+            if not (0 <= layer < self.num_layers and 0 <= head < self.num_heads):
+                raise ValueError(
+                    f"head ({layer}, {head}) is outside {self.model}, which has layers 0 to {self.num_layers - 1} "
+                    f"and heads 0 to {self.num_heads - 1}; correct the pair or name the model it belongs to"
+                )
+        return self
+
+    @property
+    def max_layer(self) -> int:
+        """The deepest layer that has to run."""
+        return max(layer for layer, _ in self.heads)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and heads of the model the set was found on."""
+        return self.num_layers, self.num_heads
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a set saved with `save`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is not JSON, or not a head set of this version; the message names the file.
+        """
+        path = Path(path)
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not JSON ({error}); expected a file written by HeadSet.save") from error
+        except ValidationError as error:
+            raise ValueError(f"{path} is not a head set: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as JSON; `load` gives an equal one back."""
+        Path(path).write_text(self.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+
+    def check_belongs_to(self, model: str, shape: ModelShape) -> None:
+        """Refuse the set of another model; warn where only the name differs (a fine-tune, a mirror, a local folder).
+
+        Raises:
+            ValueError: architecture, layer count or head count differ; the message names both models.
+        """
+        differs = self.architecture not in (None, shape.architecture) or self.shape != shape[1:]
+        if differs:
+            found_on = ModelShape(self.architecture or "any architecture", *self.shape)
+            raise ValueError(
+                f"head set {self.name!r} belongs to {self.model} ({found_on}), but the model is {model} ({shape}); "
+                f"choose a set of this model (`qrhead heads`) or find one (`qrhead detect --model {model}`)"
+            )
+        if self.model != model:
+            warnings.warn(
+                f"head set {self.name!r} was found on {self.model} and is used on {model}, which has the same shape; "
+                "fine for a mirror, a copy or a light fine-tune, otherwise detect heads anew",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+@cache
+def shipped_head_sets() -> tuple[HeadSet, ...]:
+    """Every head set that comes with the package."""
+    text = resources.files("qrhead_rag").joinpath("data/head_sets.json").read_text(encoding="utf-8")
+    return tuple(HeadSet.model_validate(entry) for entry in json.loads(text))
+
+
+def find_shipped(model: str, mode: Mode, name: str | None = None) -> HeadSet:
+    """The shipped set of a model: its default for the mode, or the one of that name or task.
+
+    A set found under another mode serves where the model has none for this one (heads carry over; detecting under the
+    same mode gives better ones).
+
+    Raises:
+        ValueError: the model has no shipped set, or none of that name; the message lists what there is.
+    """
+    of_model = [heads for heads in shipped_head_sets() if heads.model.casefold() == model.casefold()]
+    if not of_model:
+        raise ValueError(
+            f"no head set is shipped for {model} (`qrhead heads` lists those there are); find its heads on labelled "
+            f"examples with `qrhead detect --model {model} DATA --out heads.json` and pass heads='heads.json', "
+            "or read every head with heads='all'"
+        )
+    wanted = [s for s in of_model if (s.default if name is None else name in (s.name, s.task))]
+    if not wanted:
+        names = ", ".join(sorted({f"{s.name!r} ({s.mode})" for s in of_model}))
+        raise ValueError(f"{model} has no shipped head set named {name!r}; expected one of {names}, or a .json file")
+    return min(wanted, key=lambda s: (s.mode != mode, s.name != name, not s.default))
+
+
+HeadChoice: TypeAlias = HeadSet | Path | str | Sequence[Sequence[int]] | None
+
+
+def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode) -> HeadSet:
+    """The head set that `heads=` asks for, checked against the model.
+
+    Args:
+        choice: None (the shipped default of model and mode), the name or task of a shipped set, "all", a path or a
+            string ending in .json, a HeadSet, or a list of (layer, head) pairs.
+        model: the model's name.
+        shape: the shape of the whole model.
+        mode: the mode the heads will be read under.
+
+    Raises:
+        TypeError: `choice` is none of these.
+        ValueError: no such set, a set of another model, or a head out of range.
+    """
+    found: dict[str, Any] = {
+        "model": model,
+        "architecture": shape.architecture,
+        "num_layers": shape.num_layers,
+        "num_heads": shape.num_heads,
+        "mode": mode,
+    }
+    match choice:
+        case HeadSet():
+            heads = choice
+        case Path():
+            heads = HeadSet.load(choice)
+        case "all":
+            every = tuple((layer, head) for layer in range(shape.num_layers) for head in range(shape.num_heads))
+            return HeadSet(**found, name="all", criterion="all", source="every head of the model", heads=every)
+        case str() if choice.endswith(".json"):
+            heads = HeadSet.load(choice)
+        case str() | None:
+            heads = find_shipped(model, mode, choice)
+        case _:
+            try:
+                pairs = tuple((_whole(layer), _whole(head)) for layer, head in choice)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"heads={choice!r} is not understood; expected None, the name of a shipped set, 'all', a path to "
+                    "a .json file, a HeadSet, or a list of (layer, head) pairs of whole numbers"
+                ) from error
+            return HeadSet(**found, name="given", criterion="given", source="given by the caller", heads=pairs)
+    heads.check_belongs_to(model, shape)
+    return heads
+
+
+def _whole(number: int) -> int:
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise TypeError(f"{number!r} is not a whole number")
+    return int(number)

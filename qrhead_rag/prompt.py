@@ -1,0 +1,296 @@
+"""Text to token ids and spans: the listwise prompt of In-Context Re-ranking (Chen et al., arXiv 2410.02642) as used by
+QRRetriever (Zhang et al., arXiv 2506.09944), kept to the letter for ChatML and Llama 3 models.
+
+    PREFIX " Here are some paragraphs:" { SEP "[i] " title "\\n" text } SEP instruction SEP "Query: " query SUFFIX
+
+The text between two control tokens is tokenized as one string, and spans come from character offsets, never from
+searching for a text. Control tokens come from PREFIX and SUFFIX alone: caller's text is read by a copy of the tokenizer
+that has no added tokens. This file runs no model.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, NamedTuple, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+NULL_QUERY = "N/A"
+INSTRUCTION = "Please find information that are relevant to the following query in the paragraphs above."
+
+_OPENING = " Here are some paragraphs:"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Passage(BaseModel):
+    """One document as the core sees it. Only title and text are read; id and metadata come back as they were given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    text: str
+    title: str | None = None
+    id: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def content(self) -> str:
+        """What stands in the prompt after the label: `title\\ntext`, or the text alone."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+Document: TypeAlias = str | Passage | Mapping[str, Any]
+
+
+def as_passages(documents: Iterable[Document]) -> list[Passage]:
+    """The caller's documents as passages, one for one; the caller's objects are not changed.
+
+    Raises:
+        TypeError: not a list of str, Passage or mapping; the message names the place and what was found.
+        ValueError: a mapping with other keys or with values of the wrong type.
+    """
+    if isinstance(documents, str | bytes | Mapping | Passage) or not isinstance(documents, Iterable):
+        raise TypeError(
+            f"documents must be a list of str, Passage or mapping, found {type(documents).__name__}; "
+            "put a single document into a list"
+        )
+    return [_as_passage(document, place) for place, document in enumerate(documents)]
+
+
+def _as_passage(document: Document, place: int) -> Passage:
+    if isinstance(document, Passage):
+        return document
+    if isinstance(document, str):
+        return Passage(text=str(document))
+    if isinstance(document, Mapping):
+        try:
+            return Passage(**document)
+        except (ValidationError, TypeError) as error:
+            raise ValueError(
+                f"document {place} is a mapping that is not a passage; expected text and perhaps title, id, metadata: "
+                f"{error}"
+            ) from error
+    raise TypeError(f"document {place} is {type(document).__name__}; expected str, Passage or a mapping with text")
+
+
+def check_query(query: str) -> str:
+    """The query itself.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: blank.
+    """
+    if not isinstance(query, str):
+        raise TypeError(f"query must be str, found {type(query).__name__}")
+    if not query.strip():
+        raise ValueError(f"query is blank ({query!r}); expected the question to rank the documents by")
+    return query
+
+
+class Span(NamedTuple):
+    """Tokens `start` to `end` (exclusive) of a prompt."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with the spans that are read.
+
+    Attributes:
+        ids: all tokens of the prompt.
+        documents: span of each document, its `[i]` label included, in the order of the prompt.
+        query_start: first token of the query span, which runs to the end of the prompt.
+        offsets: per token, its characters relative to its document (label included); (0, 0) outside documents.
+    """
+
+    ids: list[int]
+    documents: list[Span]
+    query_start: int
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """What stands around the documents for one family of chat models.
+
+    `prefix` and `suffix` may hold control tokens; `separator` and `instruction` are plain text.
+    """
+
+    prefix: str
+    suffix: str
+    separator: str = "\n\n"
+    instruction: str = INSTRUCTION
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, instruction: str | None = None) -> Self:
+        """The published prompt for ChatML and Llama 3, else the model's own chat template, else plain text."""
+        control = set(tokenizer.get_added_vocab())
+        template = tokenizer.chat_template
+        if "<|start_header_id|>" in control:
+            found = cls(
+                prefix=f"{tokenizer.bos_token or ''}<|start_header_id|>user<|end_header_id|>",
+                suffix="<|eot_id|><|start_header_id|>assistant<|end_header_id|>",
+                separator=" \n\n",
+            )
+        elif "<|im_start|>" in control and (template is None or "<|im_start|>" in str(template)):
+            found = cls(prefix="<|im_start|>user", suffix="<|im_end|>\n<|im_start|>assistant")
+        elif template is not None:
+            found = cls(*_around_user_message(tokenizer))
+        else:
+            begin = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer("a").input_ids[:1] else None
+            found = cls(prefix=begin or "", suffix="\n\nAnswer:")
+        return found if instruction is None else replace(found, instruction=instruction)
+
+
+def _around_user_message(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the model's chat template puts before and after a user message, with every date held still."""
+    message = "QRHEADMESSAGE"
+    frozen = datetime(2025, 1, 1)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}],
+        tokenize=False,
+        add_generation_prompt=True,
+        strftime_now=frozen.strftime,
+        date_string=frozen.strftime("%d %b %Y"),
+    )
+    prefix, found, suffix = str(rendered).rpartition(message)
+    if not found:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} does not show the user's message; "
+            "expected a template that renders a single user message. Pass `instruction=` has no part in this: "
+            "set tokenizer.chat_template to None to use the plain prompt"
+        )
+    return prefix, suffix
+
+
+class PromptTokenizer:
+    """Tokenizes prompts so that no control token can come from a caller's text.
+
+    The caller's tokenizer is read once and left as found; not thread-safe (fast tokenizers are not).
+
+    Raises:
+        TypeError: the tokenizer is not a fast one: spans need character offsets.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise TypeError(
+                f"{type(tokenizer).__name__} gives no character offsets; expected a fast tokenizer "
+                "(AutoTokenizer.from_pretrained gives one for every listed model)"
+            )
+        added = tokenizer.added_tokens_decoder
+        self._control = {str(token): (index, token.lstrip, token.rstrip) for index, token in added.items()}
+        self._control_text = re.compile(
+            "(" + "|".join(re.escape(text) for text in sorted(self._control, key=len, reverse=True)) + ")"
+            if self._control
+            else "(?!)"
+        )
+        self._plain = _without_added_tokens(backend, set(self._control))
+
+    def count(self, text: str) -> int:
+        """Number of tokens of a text read as plain text."""
+        return len(self._encode(text)[0])
+
+    def cut(self, text: str, max_tokens: int) -> str:
+        """The beginning of a text, at most `max_tokens` tokens long, cut where a token ends."""
+        ids, offsets = self._encode(text)
+        return text if len(ids) <= max_tokens else text[: offsets[max_tokens][0]]
+
+    def prompt(self, template: PromptTemplate, contents: Sequence[str], query: str) -> Prompt:
+        """The prompt over a list of documents.
+
+        Args:
+            template: what stands around the documents.
+            contents: what stands after the label of each document.
+            query: the query, or NULL_QUERY.
+        """
+        # Control tokens are looked for in prefix and suffix only; the pieces between them are joined to one string.
+        opening, control_before = self._split(template.prefix)
+        closing, control_after = self._split(template.suffix, at_start=False)
+        labels = [f"[{number}] " for number in range(1, len(contents) + 1)]
+        text = opening + (_OPENING if opening or control_before else _OPENING.lstrip())
+        starts = []
+        for label, content in zip(labels, contents, strict=True):
+            text += template.separator
+            starts.append(len(text))
+            text += label + content
+        ends = [start + len(label + content) for start, label, content in zip(starts, labels, contents, strict=True)]
+        text += template.separator
+        instruction_start = len(text)
+        text += f"{template.instruction}{template.separator}Query: {query}{closing}"
+
+        ids, offsets = self._encode(text)
+        documents, relative = [], [(0, 0)] * len(ids)
+        token = 0
+        for start, end in zip(starts, ends, strict=True):
+            while token < len(ids) and offsets[token][1] <= start:
+                token += 1
+            first = token
+            while token < len(ids) and offsets[token][0] < end:
+                relative[token] = (max(offsets[token][0], start) - start, min(offsets[token][1], end) - start)
+                token += 1
+            documents.append(Span(first + len(control_before), token + len(control_before)))
+        while token < len(ids) and offsets[token][1] <= instruction_start:
+            token += 1
+        return Prompt(
+            ids=[*control_before, *ids, *control_after],
+            documents=documents,
+            query_start=token + len(control_before),
+            offsets=[*[(0, 0)] * len(control_before), *relative, *[(0, 0)] * len(control_after)],
+        )
+
+    def _split(self, around: str, at_start: bool = True) -> tuple[str, list[int]]:
+        """Prefix or suffix as (plain text that touches the documents' side, token ids of the rest)."""
+        pieces = [piece for piece in self._control_text.split(around) if piece]
+        controls = [place for place, piece in enumerate(pieces) if piece in self._control]
+        if not controls:
+            return around, []
+        inner = pieces[controls[-1] + 1 :] if at_start else pieces[: controls[0]]
+        outer = pieces[: controls[-1] + 1] if at_start else pieces[controls[0] :]
+        ids: list[int] = []
+        for piece, before, after in zip(outer, ["", *outer], [*outer[1:], ""], strict=False):
+            if piece in self._control:
+                ids.append(self._control[piece][0])
+            else:
+                ids += self._encode(self._stripped(piece, before, after))[0]
+        text = "".join(inner)
+        return self._stripped(text, outer[-1], "") if at_start else self._stripped(text, "", outer[0]), ids
+
+    def _stripped(self, text: str, before: str, after: str) -> str:
+        """Some added tokens swallow the white space beside them."""
+        if self._control.get(before, (0, False, False))[2]:
+            text = text.lstrip()
+        if self._control.get(after, (0, False, False))[1]:
+            text = text.rstrip()
+        return text
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._plain.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+
+def _without_added_tokens(backend: Tokenizer, added: set[str]) -> Tokenizer:
+    """A copy that cannot produce an added token, however it is spelled in the text.
+
+    `split_special_tokens` is not enough: it leaves added tokens that are not marked special. The unknown token keeps its
+    name, since models without byte fallback need one.
+    """
+    state = json.loads(backend.to_str())
+    state |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    model = state["model"]
+    unreachable = {text: f"\ue000{number}\ue000" for number, text in enumerate(sorted(added - {model.get("unk_token")}))}
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {unreachable.get(token, token): index for token, index in vocab.items()}
+    else:
+        model["vocab"] = [[unreachable.get(token, token), score] for token, score in vocab]
+    if "merges" in model:
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [pair for pair in pairs if not unreachable.keys() & {*pair, "".join(pair)}]
+    return Tokenizer.from_str(json.dumps(state))

@@ -1,0 +1,356 @@
+"""QRRetriever: a language model's own attention as a reranker (Zhang et al., EMNLP 2025, arXiv 2506.09944)."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qrhead_rag.attention import HeadReader
+from qrhead_rag.encoded import EncodedPassages, Encoder, Layout, warn_of_truncation
+from qrhead_rag.explain import Evidence
+from qrhead_rag.heads import HeadChoice, HeadSet, Mode, ModelShape
+from qrhead_rag.loading import LoadedModel, load_model, share_model
+from qrhead_rag.prompt import Document, Passage, PromptTemplate, PromptTokenizer, as_passages, check_query
+from qrhead_rag.ranking import RankedPassage, Ranking
+from qrhead_rag.selection import Order, Selection, select
+from qrhead_rag.windows import slide, window_size
+
+
+class QRRetriever:
+    """Ranks passages by the attention that selected heads of a decoder pay them when it reads the query.
+
+    Args:
+        model: a transformers decoder in memory; it is left exactly as found. `from_pretrained` loads one by name.
+        tokenizer: its tokenizer.
+        heads: None (the shipped default of this model and mode), the name of a shipped set, "all", a path to a .json file, a
+            HeadSet, or a list of (layer, head) pairs.
+        mode: how the documents are run through the model.
+        layout: "given" or "reversed": how the list is laid into the prompt.
+        instruction: replaces the late instruction (another task, another language).
+        context_length: tokens that a prompt may have; by default what the model's configuration says.
+        window: documents in a sliding window, where a list is longer than that; by default as many as fit.
+        stride: documents that the window moves by; by default half a window.
+        model_name: name of the model where it knows none, or another, of itself.
+
+    Raises:
+        TypeError: model or tokenizer is of the wrong kind.
+        ValueError: an unknown mode or layout, heads of another model, or a model that cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        heads: HeadChoice = None,
+        mode: Mode = "listwise",
+        layout: Layout = "given",
+        instruction: str | None = None,
+        context_length: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        model_name: str | None = None,
+    ) -> None:
+        _check_choice("mode", mode, ("listwise",))
+        loaded = share_model(model, tokenizer, heads, mode, model_name)
+        self._set_up(loaded, mode, layout, instruction, context_length, window, stride)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        heads: HeadChoice = None,
+        mode: Mode = "listwise",
+        layout: Layout = "given",
+        instruction: str | None = None,
+        context_length: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        trust_remote_code: bool = False,
+        **model_options: Any,
+    ) -> Self:
+        """Load a model, cut to the layers that its heads need, without output matrix.
+
+        Args:
+            model: hub id or local folder; None is the embedded SmolLM2-135M-Instruct, which needs no network.
+            heads: as in the class, as are mode, layout, instruction, context_length, window and stride.
+            mode: see the class.
+            layout: see the class.
+            instruction: see the class.
+            context_length: see the class.
+            window: see the class.
+            stride: see the class.
+            device: "cpu", "cuda", "cuda:1", "mps"; None takes an accelerator where there is one.
+            dtype: None is float32 on CPU, the checkpoint's own elsewhere.
+            device_map: as in transformers ("auto" needs accelerate); instead of `device`.
+            revision: branch, tag or commit on the hub.
+            gguf_file: name of a GGUF file inside the folder or hub repository.
+            trust_remote_code: whether code that comes with the model may run.
+            model_options: for transformers' `from_pretrained` (attn_implementation, quantization_config, token …).
+
+        Raises:
+            OSError: no such model, or the embedded one is not installed; the message says what to do.
+            ValueError: as in the class, or a checkpoint that lacks weights.
+        """
+        _check_choice("mode", mode, ("listwise",))
+        loaded = load_model(
+            model,
+            heads,
+            mode,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+            revision=revision,
+            gguf_file=gguf_file,
+            trust_remote_code=trust_remote_code,
+            **model_options,
+        )
+        retriever = cls.__new__(cls)
+        retriever._set_up(loaded, mode, layout, instruction, context_length, window, stride)
+        return retriever
+
+    def _set_up(
+        self,
+        loaded: LoadedModel,
+        mode: Mode,
+        layout: Layout,
+        instruction: str | None,
+        context_length: int | None,
+        window: int | None,
+        stride: int | None,
+    ) -> None:
+        _check_choice("layout", layout, get_args(Layout))
+        _check_at_least("context_length", context_length, 1)
+        _check_at_least("window", window, 2)
+        _check_at_least("stride", stride, 1)
+        if stride is not None and window is not None and stride > window:
+            raise ValueError(f"stride={stride} leaps over documents of window={window}; expected at most the window")
+        self._loaded = loaded
+        self._window = window
+        self._stride = stride
+        config = loaded.model.config.get_text_config()
+        with loaded.lock:
+            self._encoder = Encoder(
+                reader=HeadReader(loaded.model, loaded.heads.heads),
+                tokenizer=PromptTokenizer(loaded.tokenizer),
+                template=PromptTemplate.for_tokenizer(loaded.tokenizer, instruction),
+                heads=loaded.heads.heads,
+                mode=mode,
+                layout=layout,
+                context_length=context_length or getattr(config, "max_position_embeddings", None),
+                lock=loaded.lock,
+            )
+
+    @property
+    def heads(self) -> HeadSet:
+        """The heads that are read."""
+        return self._loaded.heads
+
+    @property
+    def mode(self) -> Mode:
+        """How the documents are run through the model."""
+        return self._encoder.mode
+
+    @property
+    def layout(self) -> Layout:
+        """How a list is laid into the prompt."""
+        return self._encoder.layout
+
+    @property
+    def instruction(self) -> str:
+        """The instruction before the query."""
+        return self._encoder.template.instruction
+
+    @property
+    def layout(self) -> Layout:
+        """How the list is laid into the prompt."""
+        return self._encoder.layout
+
+    @property
+    def instruction(self) -> str:
+        """The late instruction that the prompt puts before the query."""
+        return self._encoder.template.instruction
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model in memory, perhaps cut to its first layers."""
+        return self._loaded.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._loaded.tokenizer
+
+    @property
+    def model_name(self) -> str:
+        """Hub id or folder of the model."""
+        return self._loaded.name
+
+    @property
+    def shape(self) -> ModelShape:
+        """Layers and heads of the whole model, also when fewer are in memory."""
+        return self._loaded.shape
+
+    def __repr__(self) -> str:
+        return f"QRRetriever({self.model_name!r}, heads={self.heads.name!r}, mode={self.mode!r})"
+
+    def score(self, query: str, documents: Iterable[Document]) -> list[float]:
+        """Scores in the order given; a blank document gets the lowest of the list. They compare within this list only.
+
+        Raises:
+            TypeError, ValueError: a blank query or a document of the wrong type.
+            ListTooLongError: list and query are longer than the model's context; `rank` reads such a list in windows.
+        """
+        return EncodedPassages(self._encoder, documents, check_query(query)).score(query)
+
+    def head_scores(self, query: str, documents: Iterable[Document]) -> Tensor:
+        """Scores by each selected head alone, calibrated and masked per head, as detection needs them.
+
+        Returns:
+            Rows in the order of `heads.heads`. # (heads, documents)
+        """
+        return EncodedPassages(self._encoder, documents, check_query(query)).head_scores(query)
+
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[Document],
+        *,
+        top_n: int | None = None,
+        min_share: float | None = None,
+        max_tokens: int | None = None,
+        token_counter: Callable[[str], int] | None = None,
+        order: Order = "rank",
+    ) -> Ranking:
+        """The documents ordered by score, cut to what is asked for. The best one is always kept.
+
+        Args:
+            query: the question.
+            documents: str, Passage or mapping (text, title, id, metadata); they are not changed.
+            top_n: keep at most this many.
+            min_share: keep what has at least this share of the list's positive score mass.
+            max_tokens: keep whole documents, best first, within a budget of tokens.
+            token_counter: counts the tokens of a text for `max_tokens`; by default the model's tokenizer.
+            order: "rank" or "original".
+
+        A list longer than the model's context is ranked in sliding windows, with a warning and `ranking.windowed`.
+
+        Raises:
+            TypeError, ValueError: a blank query, a document of the wrong type, an option out of range.
+            FloatingPointError: the model gave attention that is not finite.
+        """
+        query, passages = check_query(query), as_passages(documents)
+        selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
+        counts = None
+        if max_tokens is not None:
+            counts = [(token_counter or self.count_tokens)(passage.content) for passage in passages]
+        with self._encoder.lock:
+            room = self._encoder.room(query)
+            sizes = [self._encoder.size(passage.content) for passage in passages if passage.content.strip()]
+        if len(sizes) > 1 and sum(sizes) > room:
+            return self._rank_in_windows(query, passages, selection, counts, room)
+        return EncodedPassages(self._encoder, passages, query).rank(query, selection, counts)
+
+    def rank_batch(
+        self,
+        queries: Sequence[str],
+        lists: Sequence[Iterable[Document]],
+        *,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> list[Ranking]:
+        """Rank many lists, each by its query.
+
+        Args:
+            queries: one a list.
+            lists: the documents of each query.
+            show_progress: show a progress bar.
+            options: as in `rank`.
+
+        Raises:
+            ValueError: another number of queries than of lists.
+        """
+        if isinstance(queries, str) or len(queries) != len(lists):
+            found = "one string" if isinstance(queries, str) else f"{len(queries)} queries"
+            raise ValueError(f"found {found} and {len(lists)} lists; expected as many queries as lists")
+        pairs = tqdm(zip(queries, lists, strict=True), total=len(queries), desc="ranking", disable=not show_progress)
+        return [self.rank(query, documents, **options) for query, documents in pairs]
+
+    def encode(self, documents: Iterable[Document]) -> EncodedPassages:
+        """Run the documents once, to ask them many queries.
+
+        Raises:
+            ListTooLongError: the list is longer than the model's context.
+        """
+        encoded = EncodedPassages(self._encoder, documents)
+        encoded.encode()
+        return encoded
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, read as plain text by the model's tokenizer."""
+        with self._encoder.lock:
+            return self._encoder.tokenizer.count(text)
+
+    def _rank_in_windows(
+        self, query: str, passages: list[Passage], selection: Selection, counts: list[int] | None, room: float
+    ) -> Ranking:
+        encoder = self._encoder
+        read = [place for place, passage in enumerate(passages) if passage.content.strip()]
+        blank = [place for place, passage in enumerate(passages) if not passage.content.strip()]
+        with encoder.lock:
+            # Windows order documents by comparing them, so that every two of them have to fit one prompt.
+            contents, clipped = encoder.clip([passages[place].content for place in read], room // 2)
+            sizes = [encoder.size(content) for content in contents]
+        truncated = {read[place] for place in clipped}
+        warn_of_truncation(passages, truncated)
+        window = window_size(sizes, room, self._window)
+        stride = self._stride or max(1, window // 2)
+        scores = [0.0] * len(passages)
+        evidence: list[Evidence | None] = [None] * len(passages)
+
+        def best_first(places: list[int]) -> list[int]:
+            encoded = EncodedPassages(encoder, [contents[place] for place in places], query)
+            found, tokens = encoded.scored(query)
+            for place, score, token in zip(places, found, tokens, strict=True):
+                scores[read[place]], evidence[read[place]] = score, token
+            return sorted(places, key=lambda place: -scores[read[place]])
+
+        order = slide(len(read), window, stride, best_first)
+        warnings.warn(
+            f"{len(passages)} documents are longer together than the model's context of {encoder.context_length} tokens: "
+            f"ranked in sliding windows of {window}, moved by {stride}; scores are those of each document's last window",
+            UserWarning,
+            stacklevel=3,
+        )
+        for place in blank:
+            scores[place] = min(scores[place] for place in read)
+        ranking = [read[place] for place in order] + blank
+        kept = select(scores, selection, counts, ranking)
+        return Ranking(
+            query,
+            tuple(RankedPassage(p, scores[p], passages[p], p in truncated) for p in kept),
+            encoder.mode,
+            windowed=True,
+            _evidence=tuple(evidence),
+        )
+
+
+def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:
+    if found not in expected:
+        raise ValueError(f"{name}={found!r} is unknown; expected one of {', '.join(map(repr, expected))}")
+
+
+def _check_at_least(name: str, found: object, least: int) -> None:
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < least):
+        raise ValueError(f"{name}={found!r} is out of range; expected a whole number of at least {least}, or None")

@@ -1,0 +1,114 @@
+"""Scores to what is kept: the best few, a share of the evidence, a token budget. Pure arithmetic on lists.
+
+Options intersect, and the best document is always kept.
+"""
+
+from collections.abc import Sequence
+from operator import index as whole_number
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+Order: TypeAlias = Literal["rank", "original"]
+
+
+class Selection(BaseModel):
+    """What to keep of a ranking.
+
+    Attributes:
+        top_n: at most this many documents; None keeps all.
+        min_share: a document's positive score over the sum of the list's positive scores must reach this share. Unlike a
+            raw score, a share means the same in every list of like length.
+        max_tokens: tokens that the kept documents may have together. Whole documents are taken best first; one that does
+            not fit is skipped and smaller ones after it may still be taken.
+        order: "rank" (best first) or "original" (as the caller had them).
+
+    Raises:
+        ValueError: an option out of range or of the wrong type; the message names it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top_n: int | None = None
+    min_share: float | None = None
+    max_tokens: int | None = None
+    order: Order = "rank"
+
+    @field_validator("top_n", "max_tokens", mode="before")
+    @classmethod
+    def _check_count(cls, count: Any, info: Any) -> int | None:
+        if count is None:
+            return None
+        if isinstance(count, bool) or not hasattr(count, "__index__"):
+            raise ValueError(f"{info.field_name}={count!r} is not a whole number; expected 1 or more, or None")
+        if whole_number(count) < 1:
+            raise ValueError(f"{info.field_name}={count} keeps nothing; expected 1 or more, or None to keep all")
+        return whole_number(count)
+
+    @field_validator("min_share", mode="before")
+    @classmethod
+    def _check_share(cls, share: Any) -> float | None:
+        if share is None:
+            return None
+        if isinstance(share, bool | str) or not hasattr(share, "__float__") or not 0 <= float(share) <= 1:
+            raise ValueError(f"min_share={share!r} is not a share; expected a number from 0 to 1, or None")
+        return float(share)
+
+
+def rank_order(scores: Sequence[float]) -> list[int]:
+    """Indices from the highest score to the lowest; equal scores keep the caller's order.
+
+    >>> rank_order([0.1, 0.5, 0.5])
+    [1, 2, 0]
+    """
+    return sorted(range(len(scores)), key=lambda place: -scores[place])
+
+
+def shares(scores: Sequence[float]) -> list[float]:
+    """Each document's share of the list's positive score mass; all 0 where no score is positive.
+
+    >>> shares([3.0, -1.0, 1.0])
+    [0.75, 0.0, 0.25]
+    """
+    total = sum(score for score in scores if score > 0)
+    return [max(score, 0.0) / total if total > 0 else 0.0 for score in scores]
+
+
+def select(
+    scores: Sequence[float],
+    selection: Selection,
+    token_counts: Sequence[int] | None = None,
+    ranking: Sequence[int] | None = None,
+) -> list[int]:
+    """Indices of the documents that are kept, in rank order or in the original order.
+
+    Args:
+        scores: one a document, in the caller's order.
+        selection: what to keep.
+        token_counts: tokens of each document, needed with `max_tokens`.
+        ranking: indices best first, where the order is more than the order of scores; by default `rank_order(scores)`.
+
+    Raises:
+        ValueError: `max_tokens` without `token_counts`.
+
+    >>> select([0.2, 0.9, 0.4], Selection(max_tokens=10), token_counts=[4, 7, 5])
+    [1]
+    >>> select([0.2, 0.9, 0.4], Selection(top_n=2, order="original"))
+    [1, 2]
+    """
+    ranking = rank_order(scores) if ranking is None else ranking
+    kept = list(ranking if selection.top_n is None else ranking[: selection.top_n])
+    if selection.min_share is not None:
+        share = shares(scores)
+        kept = [place for place in kept if share[place] >= selection.min_share]
+    kept = kept or list(ranking[:1])
+    if selection.max_tokens is not None:
+        if token_counts is None:
+            raise ValueError(f"max_tokens={selection.max_tokens} needs token_counts, found None; count each document")
+        best, left, fitting = kept[0], selection.max_tokens - token_counts[kept[0]], [kept[0]]
+        for place in kept:
+            if place != best and token_counts[place] <= left:
+                fitting.append(place)
+                left -= token_counts[place]
+        kept = fitting
+    return sorted(kept) if selection.order == "original" else kept
