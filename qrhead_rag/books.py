@@ -1,0 +1,82 @@
+"""Reader of CLIPPER (Pham et al., arXiv 2502.14854): claims about a book, its chapters as documents. The folder holds
+
+folder/books/<book>/<chapter>.txt   the chapters, numbered from 1
+folder/claims/<book>.csv            facts, corrupted_facts, source ("Chapter 1, 2") and columns that are not used
+"""
+
+import csv
+import re
+from pathlib import Path
+
+from qrhead_rag.examples import Found, LabelledExample, MalformedRecord, reason
+from qrhead_rag.prompt import Passage
+
+_NUMBERS = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
+
+
+def read_clipper(folder: Path) -> Found:
+    """CLIPPER, one example a claim: the true claim (`facts`) is the query, the chapters it is drawn from are relevant.
+
+    The metadata has the book and `corrupted_facts`, the false twin of the claim.
+
+    Raises:
+        FileNotFoundError: no claims folder or no csv file in it.
+    """
+    files = sorted((folder / "claims").glob("*.csv"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder / 'claims'} has no csv files; expected claims/<book>.csv and books/<book>/*.txt"
+        )
+    for path in files:
+        yield from _claims(path, folder / "books" / path.stem)
+
+
+def _claims(path: Path, book: Path) -> Found:
+    chapters = _chapters(book)
+    if not chapters:
+        yield MalformedRecord(path, 1, f"no chapters beside these claims: expected numbered texts, {book}/1.txt and on")
+        return
+    places = {int(chapter.id or 0): place for place, chapter in enumerate(chapters)}
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = csv.DictReader(stream)
+        line = 2
+        for number, row in enumerate(rows):
+            try:
+                yield LabelledExample(
+                    id=f"{book.name}:{number}",
+                    query=_cell(row, "facts"),
+                    answer="true",
+                    documents=chapters,
+                    relevant=_relevant(_cell(row, "source"), places),
+                    metadata={"book": book.name, "corrupted_facts": _cell(row, "corrupted_facts")},
+                )
+            except ValueError as error:
+                yield MalformedRecord(path, line, reason(error))
+            line = rows.line_num + 1
+
+
+def _chapters(book: Path) -> tuple[Passage, ...]:
+    numbered = sorted((int(path.stem), path) for path in book.glob("*.txt") if path.stem.isdigit())
+    return tuple(
+        Passage(text=path.read_text(encoding="utf-8-sig").strip(), title=f"Chapter {number}", id=str(number))
+        for number, path in numbered
+    )
+
+
+def _cell(row: dict[str, str | None], column: str) -> str:
+    value = row.get(column)
+    if not value or not value.strip():
+        raise ValueError(f"column {column!r} is empty or missing; found columns {[name for name in row if name]}")
+    return value.strip()
+
+
+def _relevant(source: str, places: dict[int, int]) -> tuple[int, ...]:
+    """Places of the chapters that `source` names: "Chapter 3", "Chapters 1, 2, 4", "Chapters 3-5"."""
+    found: set[int] = set()
+    for first, last in _NUMBERS.findall(source):
+        found.update(range(int(first), int(last or first) + 1))
+    if not found:
+        raise ValueError(f"source {source!r} names no chapter; expected numbers, as in 'Chapters 1, 2, 4'")
+    if absent := sorted(found - set(places)):
+        raise ValueError(f"source {source!r} names chapters {absent}, the book has {sorted(places)}")
+    return tuple(sorted(places[chapter] for chapter in found))
