@@ -164,16 +164,6 @@ class QRRetriever:
 
     @property
     def layout(self) -> Layout:
-        """How a list is laid into the prompt."""
-        return self._encoder.layout
-
-    @property
-    def instruction(self) -> str:
-        """The instruction before the query."""
-        return self._encoder.template.instruction
-
-    @property
-    def layout(self) -> Layout:
         """How the list is laid into the prompt."""
         return self._encoder.layout
 
