@@ -1,0 +1,126 @@
+"""trim_messages_by_relevance: a conversation cut to a token budget by what the question is about."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+from langchain_core.language_models import BaseLanguageModel
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    MessageLikeRepresentation,
+    SystemMessage,
+    ToolMessage,
+    convert_to_messages,
+)
+from langchain_core.messages.utils import count_tokens_approximately
+
+from qrhead_rag import QRRetriever
+from qrhead_rag.memory import KEEP_LAST, Message, choose_messages, rank_history
+from qrhead_rag.scorer import ScorerOptions
+
+TokenCounter: TypeAlias = (
+    Callable[[list[BaseMessage]], int] | Callable[[BaseMessage], int] | BaseLanguageModel[Any] | Literal["approximate"]
+)
+
+_embedded = ScorerOptions()
+
+
+def trim_messages_by_relevance(
+    messages: Iterable[MessageLikeRepresentation],
+    query: str | None = None,
+    *,
+    max_tokens: int,
+    token_counter: TokenCounter,
+    keep_last: int = KEEP_LAST,
+    scorer: QRRetriever | ScorerOptions | None = None,
+) -> list[BaseMessage]:
+    """The messages to show a model: the recent ones and those older ones that matter to the query.
+
+    System messages and the last turn (the last user message and all that follows it) are always kept, also over the
+    budget. Then come the last `keep_last` messages, then older turns by relevance, in their original order and whole,
+    so that no tool result stands without its call. Where everything fits, nothing is scored. The messages are returned
+    as they are.
+
+    Args:
+        messages: the conversation, oldest first, as for `trim_messages`.
+        query: what the turns are ranked by; None or blank stands for the last user message that has text.
+        max_tokens: what the messages may cost together.
+        token_counter: as for `trim_messages`: a function of a list of messages or of one message, a language model, or
+            "approximate". It is asked message by message.
+        keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
+        scorer: what ranks: a QRRetriever, or options that describe one; None is the embedded small model.
+
+    Raises:
+        ValueError: `max_tokens` or `keep_last` is less than 1.
+        TypeError: `token_counter` or `query` is of another kind.
+    """
+    if query is not None and not isinstance(query, str):
+        raise TypeError(f"query is {type(query).__name__}; expected str, or None for the last user message")
+    check_budget(max_tokens, keep_last)
+    conversation = convert_to_messages(messages)
+    count = count_with(token_counter)
+    options = ScorerOptions(scorer=scorer) if isinstance(scorer, QRRetriever) else scorer or _embedded
+    kept = choose_messages(
+        [_message(message, count) for message in conversation],
+        query,
+        max_tokens=max_tokens,
+        keep_last=keep_last,
+        rank_turns=lambda question, texts: rank_history(options.load_scorer(), question, texts),
+    )
+    return [conversation[place] for place in kept]
+
+
+def check_budget(max_tokens: int, keep_last: int) -> None:
+    """Refuse a budget that keeps nothing.
+
+    Raises:
+        ValueError: less than 1.
+    """
+    for name, value in {"max_tokens": max_tokens, "keep_last": keep_last}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} keeps nothing; expected a whole number from 1")
+
+
+def count_with(token_counter: TokenCounter) -> Callable[[BaseMessage], int]:
+    """The tokens of one message, by whatever `trim_messages` accepts as a counter.
+
+    Raises:
+        TypeError: neither a function, nor a language model, nor "approximate".
+    """
+    if token_counter == "approximate":
+        return lambda message: count_tokens_approximately([message])
+    if isinstance(token_counter, BaseLanguageModel):
+        return lambda message: token_counter.get_num_tokens_from_messages([message])
+    if not callable(token_counter):
+        raise TypeError(
+            f"token_counter={token_counter!r} cannot count; expected a function of messages, a language model, "
+            "or 'approximate'"
+        )
+    counter: Callable[[Any], int] = token_counter
+    try:
+        first = next(iter(inspect.signature(counter).parameters.values()), None)
+    except ValueError:  # a built-in has no signature
+        first = None
+    of_one = first is not None and first.annotation in (BaseMessage, "BaseMessage")
+    return counter if of_one else lambda message: counter([message])
+
+
+def _message(message: BaseMessage, count: Callable[[BaseMessage], int]) -> Message:
+    calls = [*message.tool_calls, *message.invalid_tool_calls] if isinstance(message, AIMessage) else []
+    return Message(
+        text=str(message.text),
+        tokens=count(message),
+        role=_role(message),
+        calls=tuple(call["id"] for call in calls if call["id"]),
+        answers=message.tool_call_id if isinstance(message, ToolMessage) else None,
+    )
+
+
+def _role(message: BaseMessage) -> Literal["system", "user", "other"]:
+    role = message.role if isinstance(message, ChatMessage) else None
+    if isinstance(message, SystemMessage) or role in ("system", "developer"):
+        return "system"
+    return "user" if isinstance(message, HumanMessage) or role in ("user", "human") else "other"

@@ -1,0 +1,79 @@
+"""QRHeadMemoryMiddleware: an agent's model sees what matters of a long conversation; the stored state stays whole."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+try:
+    from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
+    from langchain.agents.middleware.types import ContextT, ModelCallResult, ResponseT
+except ImportError as error:
+    raise ImportError(
+        "QRHeadMemoryMiddleware needs the package langchain; install it with `pip install langchain-qrhead[agents]`"
+    ) from error
+from langchain_core.messages import AnyMessage
+
+from langchain_qrhead.messages import TokenCounter, check_budget, count_with, trim_messages_by_relevance
+from qrhead_rag.memory import KEEP_LAST
+from qrhead_rag.scorer import ScorerOptions
+
+
+class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, ResponseT]):
+    """Trims what the model of `create_agent` sees to a token budget, by relevance to the latest user message.
+
+    The stored messages are not changed. What is kept is what `trim_messages_by_relevance` keeps; the system prompt
+    counts.
+
+    Args:
+        max_tokens: what system prompt and messages may cost together.
+        token_counter: as for `trim_messages`.
+        keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
+        scorer: which model ranks, by the options of ScorerOptions: model, heads, mode, layout, instruction, device,
+            dtype, or `scorer`, a QRRetriever that is already loaded and may be shared.
+
+    Raises:
+        ValueError, TypeError: an option is out of range, unknown, or of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int,
+        token_counter: TokenCounter = "approximate",
+        keep_last: int = KEEP_LAST,
+        **scorer: Any,
+    ) -> None:
+        super().__init__()
+        check_budget(max_tokens, keep_last)
+        self._max_tokens = max_tokens
+        self._token_counter = token_counter
+        self._count = count_with(token_counter)
+        self._keep_last = keep_last
+        self._scorer = ScorerOptions(**scorer)
+
+    def wrap_model_call(
+        self,
+        request: ModelRequest[ContextT],
+        handler: Callable[[ModelRequest[ContextT]], ModelResponse[ResponseT]],
+    ) -> ModelCallResult[ResponseT]:
+        """Call the model with the messages that matter."""
+        return handler(request.override(messages=self._trim(request)))
+
+    async def awrap_model_call(
+        self,
+        request: ModelRequest[ContextT],
+        handler: Callable[[ModelRequest[ContextT]], Awaitable[ModelResponse[ResponseT]]],
+    ) -> ModelCallResult[ResponseT]:
+        """As wrap_model_call; the messages are chosen in a thread, the event loop goes on."""
+        return await handler(request.override(messages=await asyncio.to_thread(self._trim, request)))
+
+    def _trim(self, request: ModelRequest[ContextT]) -> list[AnyMessage]:
+        system = self._count(request.system_message) if request.system_message else 0
+        kept = trim_messages_by_relevance(
+            request.messages,
+            max_tokens=max(1, self._max_tokens - system),
+            token_counter=self._token_counter,
+            keep_last=self._keep_last,
+            scorer=self._scorer,
+        )
+        return cast("list[AnyMessage]", kept)

@@ -1,0 +1,107 @@
+"""QRHeadMemory: a chat memory that shows the recent messages and those older ones that matter to the question."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
+from llama_index.core.memory import Memory
+from llama_index.core.prompts import RichPromptTemplate
+from pydantic import Field, field_validator
+
+from qrhead_rag.memory import KEEP_LAST, Message, choose_messages, rank_history
+from qrhead_rag.scorer import ScorerOptions
+
+_SYSTEM = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
+_RESULT = (MessageRole.TOOL, MessageRole.FUNCTION)
+
+
+class QRHeadMemory(ScorerOptions, Memory):
+    """A Memory that looks through the whole conversation, archived messages included, for what the input is about.
+
+    What it shows fits `token_limit`: system messages and the last turn always, then the last `keep_last` messages,
+    then older turns by relevance, in their original order and whole (user, assistant, tool calls and results). With
+    memory blocks the history has the share `chat_history_token_ratio` of the limit. The store is not changed.
+
+    Which model ranks is said by the options of ScorerOptions: model, heads, mode, layout, instruction, device, dtype,
+    or `scorer`, a QRRetriever that is already loaded and may be shared.
+
+    Attributes:
+        keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
+    """
+
+    keep_last: int = Field(default=KEEP_LAST, ge=1)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name under which the memory is serialized."""
+        return "QRHeadMemory"
+
+    @field_validator("memory_blocks_template", mode="before")
+    @classmethod
+    def _template_from_dict(cls, value: Any) -> Any:
+        # Memory.to_dict writes a template in a form that Memory.from_dict does not accept.
+        return RichPromptTemplate(value["template_str"]) if isinstance(value, dict) else value
+
+    @classmethod
+    def from_defaults(cls, *args: Any, **options: Any) -> Self:
+        """As Memory.from_defaults, with the options of this class besides."""
+        own = {name: options.pop(name) for name in [*ScorerOptions.model_fields, "keep_last"] if name in options}
+        memory = Memory.from_defaults(*args, **options)
+        return cls(**{name: getattr(memory, name) for name in Memory.model_fields}, **own)
+
+    async def aget(
+        self, input: str | ChatMessage | None = None, initial_token_count: int = 0, **block_kwargs: Any
+    ) -> list[ChatMessage]:
+        """The messages to show, with the memory blocks.
+
+        Args:
+            input: what the turns are ranked by; None stands for the last user message that has text.
+            initial_token_count: tokens of the limit that the caller needs for a prompt of its own.
+            block_kwargs: for the memory blocks.
+        """
+        history = [_detached(message) for message in await self.sql_store.get_messages(self.session_id, status=None)]
+        limit = max(1, self.token_limit - initial_token_count)
+        share = self.chat_history_token_ratio if self.memory_blocks else 1.0
+        query = input.content if isinstance(input, ChatMessage) else input
+        kept = await asyncio.to_thread(self._choose, history, query, int(limit * share))
+        shown = self.model_copy(update={"sql_store": _Shown(kept), "token_limit": limit})
+        return await Memory.aget(shown, input=input, **block_kwargs)
+
+    def _choose(self, history: list[ChatMessage], query: str | None, max_tokens: int) -> list[ChatMessage]:
+        kept = choose_messages(
+            [self._message(message) for message in history],
+            query,
+            max_tokens=max_tokens,
+            keep_last=self.keep_last,
+            rank_turns=lambda question, texts: rank_history(self.load_scorer(), question, texts),
+        )
+        return [history[place] for place in kept]
+
+    def _message(self, message: ChatMessage) -> Message:
+        extra = message.additional_kwargs
+        calls = [block.tool_call_id for block in message.blocks if isinstance(block, ToolCallBlock)]
+        calls += [call.get("id") for call in extra.get("tool_calls") or [] if isinstance(call, dict)]
+        return Message(
+            text=message.content or "",
+            tokens=self._estimate_token_count(message),
+            role="system" if message.role in _SYSTEM else "user" if message.role == MessageRole.USER else "other",
+            calls=tuple(call for call in calls if call),
+            answers=extra.get("tool_call_id") if message.role in _RESULT else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The store as `Memory.aget` is to see it: holding what was chosen."""
+
+    messages: Sequence[ChatMessage]
+
+    async def get_messages(self, key: str, **_: Any) -> list[ChatMessage]:
+        return list(self.messages)
+
+
+def _detached(message: ChatMessage) -> ChatMessage:
+    """A copy whose blocks may be edited: agents write their state into the text of the last message they are shown."""
+    return message.model_copy(update={"blocks": [block.model_copy() for block in message.blocks]})
