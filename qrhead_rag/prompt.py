@@ -10,6 +10,7 @@ that has no added tokens. This file runs no model.
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,7 +23,10 @@ from transformers import PreTrainedTokenizerBase
 NULL_QUERY = "N/A"
 INSTRUCTION = "Please find information that are relevant to the following query in the paragraphs above."
 
+CONSTANT_LABEL = "[1] "
+
 _OPENING = " Here are some paragraphs:"
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]|\n+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -146,6 +150,10 @@ class PromptTemplate:
             found = cls(prefix=begin or "", suffix="\n\nAnswer:")
         return found if instruction is None else replace(found, instruction=instruction)
 
+    def question(self, query: str) -> str:
+        """The query span up to the suffix: the late instruction and the query."""
+        return f"{self.instruction}{self.separator}Query: {query}"
+
 
 def _around_user_message(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """What the model's chat template puts before and after a user message, with every date held still."""
@@ -203,18 +211,15 @@ class PromptTokenizer:
         return text if len(ids) <= max_tokens else text[: offsets[max_tokens][0]]
 
     def prompt(self, template: PromptTemplate, contents: Sequence[str], query: str) -> Prompt:
-        """The prompt over a list of documents.
+        """The listwise prompt over a list of documents.
 
         Args:
             template: what stands around the documents.
             contents: what stands after the label of each document.
             query: the query, or NULL_QUERY.
         """
-        # Control tokens are looked for in prefix and suffix only; the pieces between them are joined to one string.
-        opening, control_before = self._split(template.prefix)
-        closing, control_after = self._split(template.suffix, at_start=False)
+        control_before, text = self._opening(template)
         labels = [f"[{number}] " for number in range(1, len(contents) + 1)]
-        text = opening + (_OPENING if opening or control_before else _OPENING.lstrip())
         starts = []
         for label, content in zip(labels, contents, strict=True):
             text += template.separator
@@ -223,7 +228,8 @@ class PromptTokenizer:
         ends = [start + len(label + content) for start, label, content in zip(starts, labels, contents, strict=True)]
         text += template.separator
         instruction_start = len(text)
-        text += f"{template.instruction}{template.separator}Query: {query}{closing}"
+        closing, control_after = self._split(template.suffix, at_start=False)
+        text += template.question(query) + closing
 
         ids, offsets = self._encode(text)
         documents, relative = [], [(0, 0)] * len(ids)
@@ -244,6 +250,42 @@ class PromptTokenizer:
             query_start=token + len(control_before),
             offsets=[*[(0, 0)] * len(control_before), *relative, *[(0, 0)] * len(control_after)],
         )
+
+    def opening(self, template: PromptTemplate) -> list[int]:
+        """Tokens before the first document, for passages that are tokenized alone."""
+        control_before, text = self._opening(template)
+        return [*control_before, *self._encode(text + template.separator)[0]]
+
+    def passage(self, content: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """A document tokenized alone, under a constant label: token ids, and their characters from the label on."""
+        return self._encode(CONSTANT_LABEL + content)
+
+    def question(self, template: PromptTemplate, query: str) -> tuple[list[int], int]:
+        """Tokens after the documents, for passages that are tokenized alone, and where among them the query span starts."""
+        closing, control_after = self._split(template.suffix, at_start=False)
+        ids, offsets = self._encode(template.separator + template.question(query) + closing)
+        start = next(place for place, (_, end) in enumerate(offsets) if end > len(template.separator))
+        return [*ids, *control_after], start
+
+    def sentences(self, content: str, max_tokens: int) -> list[tuple[int, int]]:
+        """A text cut into pieces of at most `max_tokens` tokens, at sentence ends where there are any: character ranges."""
+        offsets = self._encode(content)[1]
+        ends = [found.end() for found in _SENTENCE_END.finditer(content)]
+        pieces, start, token = [], 0, 0
+        while token + max_tokens < len(offsets):
+            limit = offsets[token + max_tokens][0]
+            cut = ends[bisect_right(ends, limit) - 1] if ends and ends[0] <= limit else 0
+            cut = cut if cut > start else max(limit, start + 1)
+            pieces.append((start, cut))
+            start = cut
+            while token < len(offsets) and offsets[token][0] < start:
+                token += 1
+        return [*pieces, (start, len(content))]
+
+    def _opening(self, template: PromptTemplate) -> tuple[list[int], str]:
+        """Control tokens at the start, and the text between them and the first document."""
+        text, control = self._split(template.prefix)
+        return control, text + (_OPENING if text or control else _OPENING.lstrip())
 
     def _split(self, around: str, at_start: bool = True) -> tuple[str, list[int]]:
         """Prefix or suffix as (plain text that touches the documents' side, token ids of the rest)."""
