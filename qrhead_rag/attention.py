@@ -69,6 +69,7 @@ class HeadReader:
             self._by_layer.setdefault(layer, []).append(head)
         placed = [(layer, head) for layer, found in sorted(self._by_layer.items()) for head in found]
         self._order = [placed.index(head) for head in self._heads]
+        self._num_heads = model.config.get_text_config().num_attention_heads
         # Where an attention function cannot be given a mask of any shape (flash), the few query rows run under sdpa.
         self._kernel = model.config.get_text_config()._attn_implementation or "eager"
         sdpa_or_eager = "sdpa" if getattr(self._decoder, "_supports_sdpa", False) else "eager"
@@ -100,7 +101,16 @@ class HeadReader:
         return cache
 
     @torch.no_grad()
-    def read(self, cache: DynamicCache, parts: Sequence[Rows], key_positions: Tensor | None = None) -> Tensor:
+    def read(
+        self,
+        cache: DynamicCache,
+        parts: Sequence[Rows],
+        *,
+        key_positions: Tensor | None = None,
+        late_keys: Mapping[int, Tensor] | None = None,
+        late_positions: Tensor | None = None,
+        see_all: bool = False,
+    ) -> Tensor:
         """Attention of the selected heads from each part to the cached tokens, averaged over the part's rows.
 
         All parts run in one pass; a part sees the cached tokens and itself, never another part. The cache is not changed.
@@ -109,9 +119,13 @@ class HeadReader:
             cache: keys and values of the prompt up to the parts, batch 1.
             parts: query part, null-query part, and so on.
             key_positions: position of each cached token where it is not its place. # (tokens,)
+            late_keys: per layer, keys that only the selected heads see, after the cached ones (late interaction), as
+                `keys_for_heads` gave them. # (key heads, late tokens, head size)
+            late_positions: their positions. # (late tokens,)
+            see_all: refuse a head whose window hides a token from a row that is read.
 
         Returns:
-            a(t) of the design for each head and part, float32. # (heads, parts, tokens)
+            a(t) of the design for each head and part, float32, late tokens after the cached ones. # (heads, parts, tokens)
         """
         device = self.device
         cached = cache.get_seq_length()
@@ -121,15 +135,20 @@ class HeadReader:
         positions = torch.cat([torch.arange(len(part.ids)) + part.position for part in parts])  # (rows,)
         rows_read = torch.cat([torch.arange(len(part.ids)) >= part.read_from for part in parts])  # (rows,)
         averages = (part_of == torch.arange(len(parts))[:, None]) & rows_read  # (parts, rows)
-        keys = torch.arange(cached) if key_positions is None else key_positions.cpu()
+        keys = [torch.arange(cached) if key_positions is None else key_positions.cpu()]
+        keys += [] if late_positions is None else [late_positions.cpu()]
+        tokens = sum(len(found) for found in keys)
         sees = part_of[:, None] == part_of[None, :]  # (rows, rows)
         reading = _Reading(
             heads=self._by_layer,
             positions=positions.to(device),
-            key_positions=torch.cat([keys, positions]).to(device),
-            visible=torch.cat([torch.ones(len(part_of), cached, dtype=torch.bool), sees], dim=1).to(device),
+            key_positions=torch.cat([*keys, positions]).to(device),
+            visible=torch.cat([torch.ones(len(part_of), tokens, dtype=torch.bool), sees], dim=1).to(device),
             averages=(averages / averages.sum(dim=1, keepdim=True)).float().to(device),
             cached=cached,
+            tokens=tokens,
+            late_keys=late_keys or {},
+            must_see=rows_read.to(device) if see_all else None,
         )
         self._run(
             _Pass(self._row_kernel, self._last_layer, reading), ids, reading.positions[None], _read_only_copy(cache)
@@ -142,6 +161,20 @@ class HeadReader:
             )
         found = torch.cat([reading.found[layer].to(device) for layer in sorted(reading.found)])
         return found[self._order]
+
+    def keys_for_heads(self, layer_keys: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Of all layers' keys, those that the selected heads look at.
+
+        Args:
+            layer_keys: keys of every layer up to the last selected head. # each (..., key heads, tokens, head size)
+
+        Returns:
+            Per layer with selected heads. # (..., key heads needed, tokens, head size)
+        """
+        return {
+            layer: layer_keys[layer][..., _key_heads(heads, self._num_heads // layer_keys[layer].shape[-3]), :, :]
+            for layer, heads in self._by_layer.items()
+        }
 
     @property
     def device(self) -> torch.device:
@@ -209,6 +242,9 @@ class _Reading:
     visible: Tensor  # (rows, tokens + rows)
     averages: Tensor  # (parts, rows)
     cached: int
+    tokens: int  # cached and late ones
+    late_keys: Mapping[int, Tensor]
+    must_see: Tensor | None  # (rows,)
     found: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -229,56 +265,84 @@ def _attend(
     current = _PASS.get()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     reading = current.reading
-    if reading is not None and layer in reading.heads:
-        weights = head_weights(module, reading.heads[layer], query, key, attention_mask, **options)
-        averages = reading.averages.to(weights.device)
-        reading.found[layer] = averages @ weights[0, :, :, : reading.cached]  # (heads, parts, tokens)
+    if reading is not None:
+        if layer in reading.heads:
+            reading.found[layer] = _read_layer(reading, layer, module, query, key, attention_mask, options)
+        if attention_mask is not None:  # late tokens are for the selected heads alone
+            before, after = attention_mask.split([reading.tokens, attention_mask.shape[-1] - reading.tokens], dim=-1)
+            attention_mask = torch.cat([before[..., : reading.cached], after], dim=-1)
     if layer == current.last_layer:
         raise _LastHeadReadError
     attend = _eager_function(module) if current.kernel == "eager" else ALL_ATTENTION_FUNCTIONS[current.kernel]
     return attend(module, query, key, value, attention_mask, **options)  # type: ignore[misc,no-any-return]
 
 
-def head_weights(
-    module: nn.Module, heads: Sequence[int], query: Tensor, key: Tensor, mask: Tensor | None, **options: Any
+def _read_layer(
+    reading: _Reading,
+    layer: int,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
 ) -> Tensor:
-    """Attention weights of some heads, as the module's own eager attention computes them, in float32.
-
-    Args:
-        module: the attention module.
-        heads: query heads of the layer.
-        query: queries after position encoding. # (batch, query heads, rows, head size)
-        key: keys after position encoding. # (batch, key heads, tokens, head size)
-        mask: boolean (True is seen) or additive. # (batch or 1, 1, rows, tokens)
-        options: what the model gives its attention function (scaling, softcap, window).
-
-    Returns:
-        # (batch, heads, rows, tokens)
-    """
+    """a(t) of this layer's selected heads over the parts' rows. # (heads, parts, tokens)"""
     if mask is None:
         raise ValueError(
             f"{type(module).__name__} was given no mask for the query rows; expected a model that builds its masks "
             "with transformers.masking_utils"
         )
-    if mask.dtype == torch.bool:
-        mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-    index = torch.tensor(heads, device=query.device)
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    if reading.must_see is not None and not bool(seen[0, 0, reading.must_see.to(seen.device), : reading.tokens].all()):
+        raise ValueError(
+            f"layer {layer} attends within a window that hides part of the documents from the query; expected every "
+            "document token in sight: use smaller pieces (piece_tokens=), heads of layers without a window, or listwise"
+        )
+    heads = reading.heads[layer]
     group = query.shape[1] // key.shape[1]
+    keys = key[:, [head // group for head in heads]].float()  # (1, heads, cached + rows, head size)
+    if layer in reading.late_keys:
+        needed = _key_heads(heads, group)
+        late = reading.late_keys[layer].to(keys)[None, [needed.index(head // group) for head in heads]]
+        keys = torch.cat([keys[:, :, : reading.cached], late, keys[:, :, reading.cached :]], dim=2)
+    additive = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    weights = _eager_weights(module, heads, query[:, heads].float(), keys, additive, options)
+    return reading.averages.to(weights.device) @ weights[0, :, :, : reading.tokens]
+
+
+def _key_heads(heads: Sequence[int], group: int) -> list[int]:
+    """Key heads that some query heads of a layer look at."""
+    return sorted({head // group for head in heads})
+
+
+def _eager_weights(
+    module: nn.Module, heads: Sequence[int], query: Tensor, keys: Tensor, mask: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Attention weights as the module's own eager attention computes them.
+
+    Args:
+        module: the attention module.
+        heads: query heads of the layer that are wanted.
+        query: their queries after position encoding, float32. # (batch, heads, rows, head size)
+        keys: their keys after position encoding, float32. # (batch, heads, tokens, head size)
+        mask: additive. # (batch or 1, 1, rows, tokens)
+        options: what the model gives its attention function (scaling, softcap, window).
+
+    Returns:
+        # (batch, heads, rows, tokens)
+    """
     chosen = _shallow_copy(module)
-    chosen.num_key_value_groups = 1  # type: ignore[assignment]
-    chosen.training = False
-    # Parameters of one number per head (sinks) go with the heads.
-    chosen._parameters = {
-        name: parameter[index].float() if parameter is not None and parameter.shape == query.shape[1:2] else parameter
-        for name, parameter in module._parameters.items()
-    }  # type: ignore[assignment]
-    options |= {"dropout": 0.0}
-    keys = key[:, index // group].float()
+    # A parameter of one number per head (sinks) goes with the heads.
+    num_heads = module.config.num_attention_heads  # type: ignore[union-attr]
+    parameters = {
+        name: value[list(heads)].float() if value is not None and value.shape == (num_heads,) else value
+        for name, value in module._parameters.items()
+    }
+    chosen.__dict__ |= {"num_key_value_groups": 1, "training": False, "_parameters": parameters}
     no_values = keys[..., :0]  # the output is not wanted, so its product costs nothing
     eager = _eager_function(module)
     assert eager is not None  # find_decoder has seen to it
-    weights: Tensor = eager(chosen, query[:, index].float(), keys, no_values, mask.float(), **options)[1]
-    return weights
+    return eager(chosen, query, keys, no_values, mask, **(options | {"dropout": 0.0}))[1]
 
 
 def _mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
