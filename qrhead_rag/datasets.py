@@ -25,6 +25,7 @@ __all__ = [
     "DatasetError",
     "LabelledExample",
     "load_examples",
+    "order_of",
     "ordered",
     "recognise",
     "sampled",
@@ -139,16 +140,25 @@ def recognise(path: Path) -> str:
     )
 
 
-def ordered(example: LabelledExample, order: Order, seed: int = 0) -> LabelledExample:
-    """The example with its documents as given, reversed, or shuffled by seed and id (so alike in every run)."""
-    places: Sequence[int] = range(len(example.documents))
+def order_of(example: LabelledExample, order: Order, seed: int = 0) -> list[int]:
+    """Indices of the documents as given, reversed, or shuffled by seed, id and query (so alike in every run).
+
+    Raises:
+        ValueError: an unknown order.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r}: expected one of {', '.join(ORDERS)}")
+    places = list(range(len(example.documents)))
     if order == "reversed":
-        places = places[::-1]
+        places.reverse()
     elif order == "shuffled":
         places = random.Random(f"{seed} {example.id} {example.query}").sample(places, len(places))
-    elif order != "given":
-        raise ValueError(f"order={order!r}: expected one of {', '.join(ORDERS)}")
-    return example.reordered(places)
+    return places
+
+
+def ordered(example: LabelledExample, order: Order, seed: int = 0) -> LabelledExample:
+    """The example with its documents in that order."""
+    return example.reordered(order_of(example, order, seed))
 
 
 def sampled(

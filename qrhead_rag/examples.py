@@ -30,7 +30,7 @@ class LabelledExample(BaseModel):
         metadata: what else the record says.
 
     Raises:
-        ValueError: a blank query, no documents, an index out of range or named twice, as many grades as do not fit.
+        ValueError: a blank query, no documents, an index out of range or named twice, a grade below 1 or one too many.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +62,8 @@ class LabelledExample(BaseModel):
             raise ValueError(
                 f"{len(self.grades)} grades for {len(self.relevant)} relevant documents; expected one each"
             )
+        if below := [grade for grade in (*self.grades, *self.missed) if grade < 1]:
+            raise ValueError(f"grades {below}: a relevant document has a grade of 1 or more")
         return self
 
     @property

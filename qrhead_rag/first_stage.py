@@ -24,8 +24,8 @@ def require_extra(module: str, extra: str) -> ModuleType:
 class BM25:
     """An index over texts, with Lucene's formula, k1 1.5 and b 0.75.
 
-    Words are runs of two or more word characters, lower-cased; nothing is stemmed and no stop words are dropped, so
-    that it means the same in every language.
+    Words are cut as bm25s cuts them by default: runs of two or more word characters, lower-cased, without the English
+    stop words; nothing is stemmed.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -35,9 +35,7 @@ class BM25:
         self._index.index(self._words(texts), show_progress=False)
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
-        words: list[list[str]] = self._bm25s.tokenize(
-            list(texts), stopwords=None, return_ids=False, show_progress=False
-        )
+        words: list[list[str]] = self._bm25s.tokenize(list(texts), return_ids=False, show_progress=False)
         return words
 
     def scores(self, query: str) -> list[float]:

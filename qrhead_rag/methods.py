@@ -1,0 +1,125 @@
+"""Rerankers by name, so that they can be compared: what `qrhead evaluate --methods` understands.
+
+    random            a seeded shuffle
+    bm25              BM25, its word statistics taken from the list
+    embedding:FOLDER  cosine of sentence embeddings
+    all               every head of the model (In-Context Re-ranking, Chen et al., arXiv 2410.02642)
+    HEADS             heads as QRRetriever takes them: `default`, the name of a shipped set, a file ending in .json
+    module:function   any function of a query and a list of texts that returns a score for each
+
+Heads may name a mode after an @, as in `default@late`; without one it is `listwise`.
+"""
+
+import importlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast, get_args
+
+from qrhead_rag.embedding import EmbeddingModel
+from qrhead_rag.first_stage import BM25, require_extra
+from qrhead_rag.heads import Mode
+from qrhead_rag.prompt import Passage
+from qrhead_rag.retriever import QRRetriever
+
+
+class Ranked(NamedTuple):
+    """What a method makes of one list.
+
+    Attributes:
+        order: indices of the documents, best first.
+        scores: the score of each document, in the order of the list.
+    """
+
+    order: list[int]
+    scores: list[float]
+
+
+Method: TypeAlias = Callable[[str, Sequence[Passage]], Ranked]
+"""Ranks the documents of a list for a query."""
+
+
+def by_score(scores: Sequence[float], expected: int) -> Ranked:
+    """Best first; equal scores keep the order of the list.
+
+    Raises:
+        ValueError: another number of scores than of documents.
+    """
+    if len(scores) != expected:
+        raise ValueError(f"{len(scores)} scores for {expected} documents; expected one for each")
+    found = [float(score) for score in scores]
+    return Ranked(sorted(range(expected), key=lambda index: -found[index]), found)
+
+
+def make_method(
+    name: str,
+    *,
+    load_retriever: Callable[[str | None, Mode], QRRetriever] | None = None,
+    seed: int = 0,
+) -> Method:
+    """The method of a name.
+
+    Args:
+        name: see this module.
+        load_retriever: from heads (None is the shipped default) and mode to a retriever; the embedded model where None.
+        seed: of `random`.
+
+    Raises:
+        ValueError: an unknown name or mode.
+        ImportError: an extra, or the module of `module:function`, is not there.
+    """
+    kind, _, rest = name.partition(":")
+    if name == "random":
+        return _random(seed)
+    if name == "bm25":
+        require_extra("bm25s", "eval")
+        return _bm25
+    if kind == "embedding" and rest:
+        return _from_scores(EmbeddingModel(rest).scores)
+    if rest:
+        return _from_scores(_function(kind, rest))
+    heads, _, mode = name.partition("@")
+    if (mode or "listwise") not in get_args(Mode):
+        raise ValueError(f"mode {mode!r} of method {name!r} is unknown; expected one of {', '.join(get_args(Mode))}")
+    load = load_retriever or _load_embedded
+    return _from_retriever(load(None if heads == "default" else heads, cast("Mode", mode or "listwise")))
+
+
+def _load_embedded(heads: str | None, mode: Mode) -> QRRetriever:
+    return QRRetriever.from_pretrained(heads=heads, mode=mode)
+
+
+def _random(seed: int) -> Method:
+    def method(query: str, documents: Sequence[Passage]) -> Ranked:
+        draw = random.Random(f"{seed} {query}")
+        return by_score([draw.random() for _ in documents], len(documents))
+
+    return method
+
+
+def _bm25(query: str, documents: Sequence[Passage]) -> Ranked:
+    return by_score(BM25([document.content for document in documents]).scores(query), len(documents))
+
+
+def _from_scores(score: Callable[[str, list[str]], Sequence[float]]) -> Method:
+    def method(query: str, documents: Sequence[Passage]) -> Ranked:
+        return by_score(score(query, [document.content for document in documents]), len(documents))
+
+    return method
+
+
+def _from_retriever(retriever: QRRetriever) -> Method:
+    def method(query: str, documents: Sequence[Passage]) -> Ranked:
+        ranking = retriever.rank(query, documents)
+        scores = {ranked.index: ranked.score for ranked in ranking}
+        return Ranked([ranked.index for ranked in ranking], [scores[index] for index in range(len(documents))])
+
+    return method
+
+
+def _function(module: str, name: str) -> Callable[[str, list[str]], Sequence[float]]:
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ValueError(f"{module}:{name} is {found!r}; expected a function of a query and texts that returns scores")
+    return cast("Callable[[str, list[str]], Sequence[float]]", found)

@@ -1,0 +1,128 @@
+"""The calibrated score of every head on every document of labelled examples, one file an example.
+
+A file's name is a digest of everything its scores depend on: model and weights, mode, layout, instruction, query, and
+the documents in their order. So a recording that was interrupted goes on where it stopped, examples shared by two
+data sets are run once, and different settings live in one folder without being mixed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qrhead_rag.examples import LabelledExample
+from qrhead_rag.retriever import QRRetriever
+
+
+class RecordedExample(NamedTuple):
+    """An example, in the order in which it was run, with its scores.
+
+    Attributes:
+        example: query, documents and which are relevant.
+        scores: s(d) of each head alone, row layer * num_heads + head. # (heads, documents)
+    """
+
+    example: LabelledExample
+    scores: Tensor
+
+
+class Recording:
+    """Recorded examples, read from their files one at a time, as often as one iterates.
+
+    Args:
+        examples: the examples, in the order in which they were run.
+        files: the file of each.
+    """
+
+    def __init__(self, examples: Sequence[LabelledExample], files: Sequence[Path]) -> None:
+        self.examples = tuple(examples)
+        self._files = tuple(files)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[RecordedExample]:
+        for example, file in zip(self.examples, self._files, strict=True):
+            yield RecordedExample(example, load_file(file)["scores"])
+
+
+def record(
+    retriever: QRRetriever,
+    examples: Sequence[LabelledExample],
+    folder: str | Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Recording:
+    """Run every example and keep what each head alone makes of it; what the folder has already is not run again.
+
+    Args:
+        retriever: made with heads="all".
+        examples: with their documents in the order they are to be run in.
+        folder: where the files are kept; made if need be.
+        on_progress: called with the number done and the number in all, before the first example and after each.
+
+    Raises:
+        ValueError: the retriever reads fewer heads than its model has, or an example is longer than its context.
+    """
+    shape = retriever.shape
+    if len(retriever.heads.heads) != shape.num_layers * shape.num_heads:
+        raise ValueError(
+            f"the retriever reads {len(retriever.heads.heads)} heads of {shape}; detection compares every head: "
+            'make it with heads="all"'
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = settings_digest(retriever)
+    files = [folder / f"{example_digest(example, settings)}.safetensors" for example in examples]
+    for done, (example, file) in enumerate(zip(examples, files, strict=True)):
+        if on_progress:
+            on_progress(done, len(examples))
+        if not _is_whole(file):
+            _write(file, retriever.head_scores(example.query, example.documents))
+    if on_progress:
+        on_progress(len(examples), len(examples))
+    return Recording(examples, files)
+
+
+def settings_digest(retriever: QRRetriever) -> str:
+    """A digest of what the scores depend on besides the example.
+
+    The weights are part of it, by a sample of every tensor, so that a fine-tune of the same name counts as another
+    model.
+    """
+    digest = hashlib.sha256()
+    settings = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
+    digest.update(json.dumps(settings).encode())
+    for name, weight in retriever.model.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if not weight.is_meta:  # offloaded to disk by accelerate
+            flat = weight.detach().reshape(-1)
+            digest.update(str(flat[:: max(1, flat.numel() // 64)].to("cpu", torch.float32).tolist()).encode())
+    return digest.hexdigest()
+
+
+def example_digest(example: LabelledExample, settings: str) -> str:
+    """A digest of the settings and of what the model reads of an example; labels and ids are no part of it."""
+    read = [settings, example.query, [[document.title, document.text] for document in example.documents]]
+    return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        load_file(file)
+    except (FileNotFoundError, SafetensorError):
+        return False
+    return True
+
+
+def _write(file: Path, scores: Tensor) -> None:
+    # the name appears only once the file is whole, whatever interrupts the run
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    save_file({"scores": scores.contiguous()}, unfinished)
+    unfinished.replace(file)
