@@ -397,6 +397,27 @@ def crop(cache: DynamicCache, tokens: int) -> None:
         layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
 
 
+def cache_bytes(cache: DynamicCache | None) -> int:
+    """Bytes of a cache's keys and values."""
+    return sum(tensor.nbytes for tensors in layer_tensors(cache) for tensor in tensors) if cache is not None else 0
+
+
+def layer_tensors(cache: DynamicCache) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of each layer. # each (batch, key heads, tokens, head size)"""
+    return [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+
+
+def cache_of(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
+    """A cache that holds given keys and values. # each (batch, key heads, tokens, head size)"""
+    cache = DynamicCache()
+    for key, value in zip(keys, values, strict=True):
+        layer = DynamicLayer()
+        layer.lazy_initialization(key, value)
+        layer.keys, layer.values = key, value
+        cache.layers.append(layer)
+    return cache
+
+
 def _view(decoder: nn.Module, num_layers: int) -> nn.Module:
     """The decoder again, to its first layers, sharing all weights, with a configuration of its own."""
     copies: dict[int, Any] = {}

@@ -1,7 +1,8 @@
 """QRRetriever: a language model's own attention as a reranker (Zhang et al., EMNLP 2025, arXiv 2506.09944)."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -11,7 +12,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.attention import HeadReader
-from qrhead_rag.encoded import EncodedPassages, Encoder, Layout, warn_of_truncation
+from qrhead_rag.encoded import EncodedPassages
+from qrhead_rag.encoder import Encoder, Layout, ReadingOptions, content_key, warn_of_truncation
 from qrhead_rag.explain import Evidence
 from qrhead_rag.heads import HeadChoice, HeadSet, Mode, ModelShape
 from qrhead_rag.loading import LoadedModel, load_model, share_model
@@ -27,19 +29,17 @@ class QRRetriever:
     Args:
         model: a transformers decoder in memory; it is left exactly as found. `from_pretrained` loads one by name.
         tokenizer: its tokenizer.
-        heads: None (the shipped default of this model and mode), the name of a shipped set, "all", a path to a .json file, a
-            HeadSet, or a list of (layer, head) pairs.
-        mode: how the documents are run through the model.
-        layout: "given" or "reversed": how the list is laid into the prompt.
-        instruction: replaces the late instruction (another task, another language).
-        context_length: tokens that a prompt may have; by default what the model's configuration says.
-        window: documents in a sliding window, where a list is longer than that; by default as many as fit.
-        stride: documents that the window moves by; by default half a window.
+        heads: None (the shipped default of this model and mode), the name of a shipped set, "all", a path to a .json
+            file, a HeadSet, or a list of (layer, head) pairs.
+        mode: "listwise" (the paper: all documents in one prompt), "independent" (each encoded alone, the query attends
+            to all) or "late" (the query's heads meet each document's stored keys).
         model_name: name of the model where it knows none, or another, of itself.
+        options: layout, instruction, context_length, window, stride, prefill_tokens, piece_tokens, cache_bytes and
+            key_dtype; see `ReadingOptions`.
 
     Raises:
         TypeError: model or tokenizer is of the wrong kind.
-        ValueError: an unknown mode or layout, heads of another model, or a model that cannot be read.
+        ValueError: an unknown mode or option, heads of another model, or a model that cannot be read.
     """
 
     def __init__(
@@ -49,16 +49,11 @@ class QRRetriever:
         *,
         heads: HeadChoice = None,
         mode: Mode = "listwise",
-        layout: Layout = "given",
-        instruction: str | None = None,
-        context_length: int | None = None,
-        window: int | None = None,
-        stride: int | None = None,
         model_name: str | None = None,
+        **options: Any,
     ) -> None:
-        _check_choice("mode", mode, ("listwise",))
-        loaded = share_model(model, tokenizer, heads, mode, model_name)
-        self._set_up(loaded, mode, layout, instruction, context_length, window, stride)
+        reading = ReadingOptions(**options)
+        self._set_up(share_model(model, tokenizer, heads, check_mode(mode), model_name), mode, reading)
 
     @classmethod
     def from_pretrained(
@@ -67,90 +62,80 @@ class QRRetriever:
         *,
         heads: HeadChoice = None,
         mode: Mode = "listwise",
-        layout: Layout = "given",
-        instruction: str | None = None,
-        context_length: int | None = None,
-        window: int | None = None,
-        stride: int | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
         revision: str | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
-        **model_options: Any,
+        **options: Any,
     ) -> Self:
         """Load a model, cut to the layers that its heads need, without output matrix.
 
         Args:
             model: hub id or local folder; None is the embedded SmolLM2-135M-Instruct, which needs no network.
-            heads: as in the class, as are mode, layout, instruction, context_length, window and stride.
+            heads: see the class.
             mode: see the class.
-            layout: see the class.
-            instruction: see the class.
-            context_length: see the class.
-            window: see the class.
-            stride: see the class.
             device: "cpu", "cuda", "cuda:1", "mps"; None takes an accelerator where there is one.
             dtype: None is float32 on CPU, the checkpoint's own elsewhere.
             device_map: as in transformers ("auto" needs accelerate); instead of `device`.
             revision: branch, tag or commit on the hub.
             gguf_file: name of a GGUF file inside the folder or hub repository.
             trust_remote_code: whether code that comes with the model may run.
-            model_options: for transformers' `from_pretrained` (attn_implementation, quantization_config, token …).
+            options: those of the class; any other goes to transformers' `from_pretrained` (attn_implementation,
+                quantization_config, token …).
 
         Raises:
             OSError: no such model, or the embedded one is not installed; the message says what to do.
             ValueError: as in the class, or a checkpoint that lacks weights.
         """
-        _check_choice("mode", mode, ("listwise",))
+        reading = ReadingOptions(**{key: options.pop(key) for key in ReadingOptions.model_fields if key in options})
         loaded = load_model(
             model,
             heads,
-            mode,
+            check_mode(mode),
             device=device,
             dtype=dtype,
             device_map=device_map,
             revision=revision,
             gguf_file=gguf_file,
             trust_remote_code=trust_remote_code,
-            **model_options,
+            **options,
         )
         retriever = cls.__new__(cls)
-        retriever._set_up(loaded, mode, layout, instruction, context_length, window, stride)
+        retriever._set_up(loaded, mode, reading)
         return retriever
 
-    def _set_up(
-        self,
-        loaded: LoadedModel,
-        mode: Mode,
-        layout: Layout,
-        instruction: str | None,
-        context_length: int | None,
-        window: int | None,
-        stride: int | None,
-    ) -> None:
-        _check_choice("layout", layout, get_args(Layout))
-        _check_at_least("context_length", context_length, 1)
-        _check_at_least("window", window, 2)
-        _check_at_least("stride", stride, 1)
-        if stride is not None and window is not None and stride > window:
-            raise ValueError(f"stride={stride} leaps over documents of window={window}; expected at most the window")
+    def _set_up(self, loaded: LoadedModel, mode: Mode, options: ReadingOptions) -> None:
         self._loaded = loaded
-        self._window = window
-        self._stride = stride
         config = loaded.model.config.get_text_config()
         with loaded.lock:
             self._encoder = Encoder(
                 reader=HeadReader(loaded.model, loaded.heads.heads),
                 tokenizer=PromptTokenizer(loaded.tokenizer),
-                template=PromptTemplate.for_tokenizer(loaded.tokenizer, instruction),
+                template=PromptTemplate.for_tokenizer(loaded.tokenizer, options.instruction),
                 heads=loaded.heads.heads,
                 mode=mode,
-                layout=layout,
-                context_length=context_length or getattr(config, "max_position_embeddings", None),
+                options=options,
+                context_length=options.context_length or getattr(config, "max_position_embeddings", None),
                 lock=loaded.lock,
+                identity={
+                    "model": loaded.name,
+                    "shape": list(loaded.shape),
+                    "heads": [list(head) for head in loaded.heads.heads],
+                    "mode": mode,
+                },
             )
+
+    @property
+    def encoder(self) -> Encoder:
+        """What every list of this retriever is encoded with."""
+        return self._encoder
+
+    @property
+    def options(self) -> ReadingOptions:
+        """How lists are read."""
+        return self._encoder.options
 
     @property
     def heads(self) -> HeadSet:
@@ -165,7 +150,7 @@ class QRRetriever:
     @property
     def layout(self) -> Layout:
         """How the list is laid into the prompt."""
-        return self._encoder.layout
+        return self._encoder.options.layout
 
     @property
     def instruction(self) -> str:
@@ -202,7 +187,8 @@ class QRRetriever:
             TypeError, ValueError: a blank query or a document of the wrong type.
             ListTooLongError: list and query are longer than the model's context; `rank` reads such a list in windows.
         """
-        return EncodedPassages(self._encoder, documents, check_query(query)).score(query)
+        with self._kept_list(check_query(query), as_passages(documents)) as encoded:
+            return encoded.score(query)
 
     def head_scores(self, query: str, documents: Iterable[Document]) -> Tensor:
         """Scores by each selected head alone, calibrated and masked per head, as detection needs them.
@@ -210,7 +196,8 @@ class QRRetriever:
         Returns:
             Rows in the order of `heads.heads`. # (heads, documents)
         """
-        return EncodedPassages(self._encoder, documents, check_query(query)).head_scores(query)
+        with self._kept_list(check_query(query), as_passages(documents)) as encoded:
+            return encoded.head_scores(query)
 
     def rank(
         self,
@@ -242,15 +229,24 @@ class QRRetriever:
         """
         query, passages = check_query(query), as_passages(documents)
         selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        counts = None
-        if max_tokens is not None:
-            counts = [(token_counter or self.count_tokens)(passage.content) for passage in passages]
-        with self._encoder.lock:
-            room = self._encoder.room(query)
-            sizes = [self._encoder.size(passage.content) for passage in passages if passage.content.strip()]
-        if len(sizes) > 1 and sum(sizes) > room:
-            return self._rank_in_windows(query, passages, selection, counts, room)
-        return EncodedPassages(self._encoder, passages, query).rank(query, selection, counts)
+        if self.mode == "listwise":
+            with self._encoder.lock:
+                room = self._encoder.room(query)
+                sizes = [self._encoder.size(passage.content) for passage in passages if passage.content.strip()]
+            if len(sizes) > 1 and sum(sizes) > room:
+                return self._rank_in_windows(query, passages, selection, token_counter or self.count_tokens, room)
+        with self._kept_list(query, passages) as encoded:
+            return encoded.rank_selected([query], selection, token_counter)[0]
+
+    @contextmanager
+    def _kept_list(self, query: str, passages: list[Passage]) -> Iterator[EncodedPassages]:
+        """The passages encoded, using and leaving behind what the cache holds of the same texts."""
+        encoder = self._encoder
+        key = content_key("list", *(passage.content for passage in passages))
+        with encoder.lock:
+            encoded = EncodedPassages(encoder, passages, query, held=encoder.kept.get(key))
+            yield encoded
+            encoder.kept.put(key, encoded.held)
 
     def rank_batch(
         self,
@@ -281,11 +277,9 @@ class QRRetriever:
         """Run the documents once, to ask them many queries.
 
         Raises:
-            ListTooLongError: the list is longer than the model's context.
+            ListTooLongError: under `listwise`, the list is longer than the model's context.
         """
-        encoded = EncodedPassages(self._encoder, documents)
-        encoded.encode()
-        return encoded
+        return EncodedPassages(self._encoder, documents).encode()
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, read as plain text by the model's tokenizer."""
@@ -293,7 +287,12 @@ class QRRetriever:
             return self._encoder.tokenizer.count(text)
 
     def _rank_in_windows(
-        self, query: str, passages: list[Passage], selection: Selection, counts: list[int] | None, room: float
+        self,
+        query: str,
+        passages: list[Passage],
+        selection: Selection,
+        token_counter: Callable[[str], int],
+        room: float,
     ) -> Ranking:
         encoder = self._encoder
         read = [place for place, passage in enumerate(passages) if passage.content.strip()]
@@ -304,14 +303,14 @@ class QRRetriever:
             sizes = [encoder.size(content) for content in contents]
         truncated = {read[place] for place in clipped}
         warn_of_truncation(passages, truncated)
-        window = window_size(sizes, room, self._window)
-        stride = self._stride or max(1, window // 2)
+        window = window_size(sizes, room, encoder.options.window)
+        stride = encoder.options.stride or max(1, window // 2)
         scores = [0.0] * len(passages)
         evidence: list[Evidence | None] = [None] * len(passages)
 
         def best_first(places: list[int]) -> list[int]:
             encoded = EncodedPassages(encoder, [contents[place] for place in places], query)
-            found, tokens = encoded.scored(query)
+            found, tokens = encoded.scored([query])[0]
             for place, score, token in zip(places, found, tokens, strict=True):
                 scores[read[place]], evidence[read[place]] = score, token
             return sorted(places, key=lambda place: -scores[read[place]])
@@ -326,6 +325,7 @@ class QRRetriever:
         for place in blank:
             scores[place] = min(scores[place] for place in read)
         ranking = [read[place] for place in order] + blank
+        counts = [token_counter(passage.content) for passage in passages] if selection.max_tokens is not None else None
         kept = select(scores, selection, counts, ranking)
         return Ranking(
             query,
@@ -336,11 +336,12 @@ class QRRetriever:
         )
 
 
-def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:
-    if found not in expected:
-        raise ValueError(f"{name}={found!r} is unknown; expected one of {', '.join(map(repr, expected))}")
+def check_mode(mode: Mode) -> Mode:
+    """The mode itself.
 
-
-def _check_at_least(name: str, found: object, least: int) -> None:
-    if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < least):
-        raise ValueError(f"{name}={found!r} is out of range; expected a whole number of at least {least}, or None")
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r} is unknown; expected one of {', '.join(map(repr, get_args(Mode)))}")
+    return mode

@@ -20,6 +20,9 @@ from qrhead_rag.prompt import Span
 OUTSIDE = -1
 """Document number of a token that belongs to none."""
 
+POOLED_PIECES = 3
+"""Pieces of a long document whose scores are added up."""
+
 
 def document_of_tokens(spans: Sequence[Span], num_tokens: int) -> Tensor:
     """Which document each token belongs to, OUTSIDE for none. # (tokens,)
@@ -77,24 +80,47 @@ def document_scores(contributions: Tensor, document_of: Tensor, num_documents: i
     return _sum_by_document(contributions, document_of, num_documents)[..., :num_documents]
 
 
-def check_finite(attention: Tensor, heads: Sequence[Head], document_of: Tensor, names: Sequence[str]) -> None:
+def pool_pieces(scores: Tensor, document_of: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
+    """Document scores from the scores of their pieces: the best POOLED_PIECES of each document added up.
+
+    Args:
+        scores: s of each piece. # (..., pieces)
+        document_of: document of each piece. # (pieces,)
+        num_documents: documents in the list; one without pieces gets 0.
+
+    Returns:
+        Scores # (..., documents) and which pieces were added up # (..., pieces)
+
+    >>> scores, counted = pool_pieces(torch.tensor([1.0, 4.0, 2.0, 3.0, 9.0]), torch.tensor([0, 0, 0, 0, 1]), 2)
+    >>> scores.tolist(), counted.tolist()
+    ([9.0, 9.0], [False, True, True, True, True])
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    order = order.gather(-1, document_of[order].argsort(dim=-1, stable=True))  # by document, best piece first
+    sizes = torch.bincount(document_of, minlength=num_documents)
+    first = sizes.cumsum(0) - sizes  # (documents,)
+    standing = torch.arange(len(document_of)) - first[document_of[order]]  # (..., pieces)
+    counted = torch.empty_like(order, dtype=torch.bool).scatter(-1, order, standing < POOLED_PIECES)
+    return _sum_by_document(scores.where(counted, 0.0), document_of, num_documents)[..., :num_documents], counted
+
+
+def check_finite(attention: Tensor, heads: Sequence[Head], document_of: Tensor) -> None:
     """Refuse attention that is not finite.
 
     Args:
         attention: of each head. # (heads, parts, tokens)
         heads: (layer, head) of each row.
-        document_of: document number of each token. # (tokens,)
-        names: how to call each document in the error.
+        document_of: place in the caller's list of each token's document, or OUTSIDE. # (tokens,)
 
     Raises:
         FloatingPointError: names layer, head and document of the first number that is not finite.
     """
     if bool(torch.isfinite(attention).all()):
         return
-    place, _, token = torch.nonzero(~torch.isfinite(attention))[0].tolist()
-    layer, head = heads[place]
-    number = int(document_of[token])
-    where = names[number] if number != OUTSIDE else "the text around the documents"
+    row, _, token = torch.nonzero(~torch.isfinite(attention))[0].tolist()
+    layer, head = heads[row]
+    place = int(document_of[token])
+    where = f"document {place}" if place != OUTSIDE else "the text around the documents"
     raise FloatingPointError(
         f"attention of layer {layer}, head {head} to {where} is not finite; expected numbers. "
         "Half precision overflows on some models: load the model with dtype='float32' or 'bfloat16'"

@@ -1,0 +1,321 @@
+"""`independent` and `late`: every passage encoded alone after the shared prefix, all at the same positions.
+
+The order of the list cannot matter, cost is linear in the number of passages, and what was run for a passage serves every list
+that it appears in. Under `independent` the query part attends to the keys and values of all passages in every layer. Under
+`late` it is run without seeing any; the queries of the selected heads alone meet those heads' keys of every passage.
+
+Long passages are cut into pieces that are encoded like passages; scores of a passage's best pieces are added up.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from qrhead_rag.attention import Rows, cache_bytes, cache_of, layer_tensors
+from qrhead_rag.encoder import Encoder, ListTooLongError, Reading, content_key
+from qrhead_rag.prompt import CONSTANT_LABEL, NULL_QUERY, Passage
+from qrhead_rag.scoring import calibrate, check_finite
+
+_BATCH_TOKENS = 4096
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class EncodedPiece:
+    """A passage, or a piece of one, as the model has read it alone.
+
+    Attributes:
+        offsets: characters of each token, counted from the passage's label.
+        keys: by layer; under `late` only the heads' that look. # each (key heads, tokens, head size)
+        values: by layer; empty under `late`. # each (key heads, tokens, head size)
+    """
+
+    offsets: tuple[tuple[int, int], ...]
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values()))
+
+
+@dataclass(frozen=True)
+class EncodedPassage:
+    """The pieces of one passage, usually one."""
+
+    pieces: tuple[EncodedPiece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+class _Job(NamedTuple):
+    text: str
+    number: int
+    ids: list[int]
+    offsets: tuple[tuple[int, int], ...]
+
+
+def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+    """Pieces of like length together, so that little is padded."""
+    batch: list[_Job] = []
+    for job in sorted(jobs, key=lambda job: -len(job.ids)):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+@dataclass
+class _Joined:
+    """A list put together for the query.
+
+    Attributes:
+        keys: by layer, under `independent` after those of the prefix. # each (key heads, tokens, head size)
+        values: by layer; empty under `late`. # each (key heads, tokens, head size)
+        places: place of each token in its piece. # (tokens,)
+        piece_of: piece of each token. # (tokens,)
+        document_of_piece: place of each piece's document. # (pieces,)
+        offsets: characters of each token, counted from its document's label.
+        null: what the null query finds, once it has been asked. # (heads, tokens)
+    """
+
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    places: Tensor
+    piece_of: Tensor
+    document_of_piece: Tensor
+    offsets: list[tuple[int, int]]
+    null: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        own = [self.places, self.piece_of, self.document_of_piece, *([] if self.null is None else [self.null])]
+        return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values(), *own))
+
+
+def _join(contents: dict[int, str], passages: dict[str, EncodedPassage], prefix: DynamicCache | None) -> _Joined:
+    pieces = [(place, piece) for place, text in contents.items() for piece in passages[text].pieces]
+    lengths = torch.tensor([len(piece.offsets) for _, piece in pieces])
+    before = layer_tensors(prefix) if prefix is not None else ([], [])
+
+    def together(name: str, of_prefix: Sequence[Tensor]) -> dict[int, Tensor]:
+        layers = getattr(pieces[0][1], name)
+        return {
+            layer: torch.cat(
+                [*(t[0] for t in of_prefix[layer : layer + 1]), *(getattr(p, name)[layer] for _, p in pieces)], 1
+            )
+            for layer in layers
+        }
+
+    return _Joined(
+        keys=together("keys", before[0]),
+        values=together("values", before[1]),
+        places=torch.cat([torch.arange(int(length)) for length in lengths]),
+        piece_of=torch.arange(len(pieces)).repeat_interleave(lengths),
+        document_of_piece=torch.tensor([place for place, _ in pieces]),
+        offsets=[offset for _, piece in pieces for offset in piece.offsets],
+    )
+
+
+class SeparateList:
+    """A list of passages that are encoded alone, put together for the query."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._passages: dict[str, EncodedPassage] = {}  # by content
+        self._contents: dict[int, str] = {}  # by place
+        self._joined: _Joined | None = None
+        self._prefix: DynamicCache | None = None
+        self.truncated: frozenset[int] = frozenset()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held for the list: its passages' keys and values, or those of all put together, and the null query's find."""
+        if self._joined is not None:
+            return self._joined.nbytes + cache_bytes(self._prefix)
+        return sum(passage.nbytes for passage in self._passages.values()) + cache_bytes(self._prefix)
+
+    def set_passages(self, passages: Sequence[Passage], query: str | None) -> None:
+        """Make this the list; passages that have been run stay run.
+
+        Under these modes only one piece has to fit the context with the query.
+        """
+        encoder = self._encoder
+        shown = {place: passage.content for place, passage in enumerate(passages) if passage.content.strip()}
+        if encoder.options.piece_tokens is None:
+            clipped, places = encoder.clip(list(shown.values()), encoder.room(query))
+            self.truncated = frozenset(list(shown)[place] for place in places)
+            shown = dict(zip(shown, clipped, strict=True))
+        self._joined = self._joined if shown == self._contents else None
+        self._contents = shown
+        self._passages = {text: found for text, found in self._passages.items() if text in set(shown.values())}
+
+    def run(self) -> None:
+        """Encode the passages that no list of this retriever has encoded, those of like length together."""
+        encoder = self._encoder
+        prefix = self._run_prefix()
+        wanted = dict.fromkeys(text for text in self._contents.values() if text not in self._passages)
+        missing: list[str] = []
+        for text in wanted:
+            found = encoder.kept.get(content_key("passage", text))
+            if found is None:
+                missing.append(text)
+            else:
+                self._passages[text] = found
+        pieces: dict[str, list[EncodedPiece | None]] = {}
+        jobs = []
+        for text in missing:
+            ranges = self._piece_ranges(text)
+            pieces[text] = [None] * len(ranges)
+            for number, (start, end) in enumerate(ranges):
+                ids, offsets = encoder.tokenizer.passage(text[start:end])
+                label = len(CONSTANT_LABEL)
+                moved = tuple((a, b) if b <= label else (max(a, label) + start, b + start) for a, b in offsets)
+                jobs.append(_Job(text, number, ids, moved))
+        for batch in _batches(jobs):
+            keys, values = self._run_batch(prefix, [job.ids for job in batch])
+            for row, job in enumerate(batch):
+                ids = job.ids
+                pieces[job.text][job.number] = EncodedPiece(
+                    job.offsets,
+                    {layer: tensor[row, :, : len(ids)].clone() for layer, tensor in keys.items()},
+                    {layer: tensor[row, :, : len(ids)].clone() for layer, tensor in values.items()},
+                )
+        for text in missing:
+            passage = EncodedPassage(tuple(piece for piece in pieces[text] if piece is not None))
+            self._passages[text] = passage
+            encoder.kept.put(content_key("passage", text), passage)
+
+    def read(self, queries: Sequence[str]) -> list[Reading]:
+        """c(t) of every selected head, for each query; queries are packed into few passes.
+
+        Raises:
+            ListTooLongError: the longest piece does not fit the context together with a query.
+            ValueError: a window hides part of a document from a head.
+            FloatingPointError: attention that is not finite.
+        """
+        joined = self._join()
+        # The query stands right after the longest piece of the list: nearer is better, and all lists of it agree.
+        position = self._run_prefix().get_seq_length() + int(joined.places.max()) + 1
+        if joined.null is None:
+            joined.null = self._attend([NULL_QUERY], position, joined)[:, 0]
+        readings: list[Reading] = []
+        for group in self._groups(queries):
+            attention = self._attend(group, position, joined)
+            readings += [
+                Reading(
+                    calibrate(attention[:, number], joined.null),
+                    joined.piece_of,
+                    joined.document_of_piece,
+                    joined.offsets,
+                    dict.fromkeys(self._contents, CONSTANT_LABEL),
+                )
+                for number in range(len(group))
+            ]
+        return readings
+
+    def _groups(self, queries: Sequence[str]) -> Iterator[list[str]]:
+        group: list[str] = []
+        rows = 0
+        for query in queries:
+            size = len(self._encoder.tokenizer.question(self._encoder.template, query)[0])
+            if group and rows + size > _ROWS_AT_ONCE:
+                yield group
+                group, rows = [], 0
+            group.append(query)
+            rows += size
+        yield group
+
+    def _attend(self, queries: Sequence[str], position: int, joined: "_Joined") -> Tensor:
+        """a(t) over the documents' tokens. # (heads, queries, tokens)"""
+        encoder = self._encoder
+        parts = []
+        for query in queries:
+            ids, start = encoder.tokenizer.question(encoder.template, query)
+            if encoder.context_length is not None and position + len(ids) > encoder.context_length:
+                raise ListTooLongError(
+                    f"the longest piece of the list with the query is {position + len(ids)} tokens long, the context of "
+                    f"the model {encoder.context_length}; use smaller pieces (piece_tokens=) or a shorter query"
+                )
+            parts.append(Rows(ids, position, start))
+        prefix = self._run_prefix()
+        length = prefix.get_seq_length()
+        if encoder.mode == "late":
+            attention = encoder.reader.read(
+                prefix, parts, late_keys=joined.keys, late_positions=joined.places + length, see_all=True
+            )
+        else:
+            positions = torch.cat([torch.arange(length), joined.places + length])
+            cache = cache_of(
+                [tensor[None] for tensor in joined.keys.values()], [tensor[None] for tensor in joined.values.values()]
+            )
+            attention = encoder.reader.read(cache, parts, key_positions=positions, see_all=True)
+        attention = attention[:, :, length:].cpu()
+        check_finite(attention, encoder.heads, joined.document_of_piece[joined.piece_of])
+        return attention
+
+    def _join(self) -> "_Joined":
+        if self._joined is None:
+            self.run()
+            prefix = self._run_prefix() if self._encoder.mode == "independent" else None
+            joined = _join(self._contents, self._passages, prefix)
+            # From here on the passages are held once: as slices of what was put together.
+            start = 0 if prefix is None else prefix.get_seq_length()
+            for text in self._contents.values():
+                sliced = []
+                for piece in self._passages[text].pieces:
+                    end = start + len(piece.offsets)
+                    keys = {layer: tensor[:, start:end] for layer, tensor in joined.keys.items()}
+                    values = {layer: tensor[:, start:end] for layer, tensor in joined.values.items()}
+                    sliced.append(EncodedPiece(piece.offsets, keys, values))
+                    start = end
+                self._passages[text] = EncodedPassage(tuple(sliced))
+            self._joined = joined
+        return self._joined
+
+    def _piece_ranges(self, text: str) -> list[tuple[int, int]]:
+        limit = self._encoder.options.piece_tokens
+        if limit is None:
+            return [(0, len(text))]
+        limit = int(min(limit, max(16, self._encoder.room(None) - self._encoder.size(""))))
+        return self._encoder.tokenizer.sentences(text, limit) if len(text) > limit else [(0, len(text))]
+
+    def _run_batch(
+        self, prefix: DynamicCache, rows: Sequence[list[int]]
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Keys and values of some pieces, by layer. # each (pieces, key heads, tokens, head size)"""
+        encoder = self._encoder
+        start = prefix.get_seq_length()
+        length = max(len(ids) for ids in rows)
+        padded = torch.tensor(
+            [ids + [0] * (length - len(ids)) for ids in rows]
+        )  # (pieces, tokens): nothing sees padding
+        keys, values = layer_tensors(prefix)
+        cache = cache_of(
+            [tensor.expand(len(rows), -1, -1, -1) for tensor in keys],
+            [tensor.expand(len(rows), -1, -1, -1) for tensor in values],
+        )
+        cache = encoder.reader.prefill(padded, cache, encoder.options.prefill_tokens)
+        keys, values = ([tensor[:, :, start:] for tensor in tensors] for tensors in layer_tensors(cache))
+        if encoder.mode == "late":
+            dtype = getattr(torch, encoder.options.key_dtype)
+            return {layer: found.to(dtype) for layer, found in encoder.reader.keys_for_heads(keys).items()}, {}
+        return dict(enumerate(keys)), dict(enumerate(values))
+
+    def _run_prefix(self) -> DynamicCache:
+        if self._prefix is None:
+            encoder = self._encoder
+            ids = encoder.tokenizer.opening(encoder.template)
+            self._prefix = encoder.reader.prefill(torch.tensor([ids]), chunk=encoder.options.prefill_tokens)
+        return self._prefix
