@@ -13,7 +13,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,6 +25,15 @@ INSTRUCTION = "Please find information that are relevant to the following query 
 CONSTANT_LABEL = "[1] "
 
 _OPENING = " Here are some paragraphs:"
+
+_JANUARY = {"%d": "01", "%b": "Jan", "%B": "January", "%m": "01", "%Y": "2025", "%A": "Wednesday", "%H": "00"}
+# transformers passes no function to a template, so that the one for dates is replaced within it.
+_HELD_STILL = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('{sign}', '{value}')" for sign, value in _JANUARY.items())
+    + " }}{% endmacro +%}"
+)
+
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]|\n+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -146,7 +154,10 @@ class PromptTemplate:
         elif template is not None:
             found = cls(*_around_user_message(tokenizer))
         else:
-            begin = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer("a").input_ids[:1] else None
+            # Calling the tokenizer itself would switch off the caller's truncation and padding.
+            sample = tokenizer.backend_tokenizer.encode("a")
+            first = sample.ids[sample.attention_mask.index(1)]
+            begin = tokenizer.bos_token if tokenizer.bos_token_id == first else None
             found = cls(prefix=begin or "", suffix="\n\nAnswer:")
         return found if instruction is None else replace(found, instruction=instruction)
 
@@ -158,20 +169,19 @@ class PromptTemplate:
 def _around_user_message(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """What the model's chat template puts before and after a user message, with every date held still."""
     message = "QRHEADMESSAGE"
-    frozen = datetime(2025, 1, 1)
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": message}],
+        chat_template=_HELD_STILL + tokenizer.get_chat_template(),
         tokenize=False,
         add_generation_prompt=True,
-        strftime_now=frozen.strftime,
-        date_string=frozen.strftime("%d %b %Y"),
+        date_string="01 Jan 2025",
     )
     prefix, found, suffix = str(rendered).rpartition(message)
     if not found:
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path!r} does not show the user's message; "
-            "expected a template that renders a single user message. Pass `instruction=` has no part in this: "
-            "set tokenizer.chat_template to None to use the plain prompt"
+            "expected a template that renders a single user message. Set tokenizer.chat_template to None to use the "
+            "plain prompt"
         )
     return prefix, suffix
 
@@ -261,14 +271,14 @@ class PromptTokenizer:
         return self._encode(CONSTANT_LABEL + content)
 
     def question(self, template: PromptTemplate, query: str) -> tuple[list[int], int]:
-        """Tokens after the documents, for passages that are tokenized alone, and where among them the query span starts."""
+        """Tokens after the documents, for passages tokenized alone, and where among them the query span starts."""
         closing, control_after = self._split(template.suffix, at_start=False)
         ids, offsets = self._encode(template.separator + template.question(query) + closing)
         start = next(place for place, (_, end) in enumerate(offsets) if end > len(template.separator))
         return [*ids, *control_after], start
 
     def sentences(self, content: str, max_tokens: int) -> list[tuple[int, int]]:
-        """A text cut into pieces of at most `max_tokens` tokens, at sentence ends where there are any: character ranges."""
+        """Character ranges of pieces of at most `max_tokens` tokens, cut at sentence ends where there are any."""
         offsets = self._encode(content)[1]
         ends = [found.end() for found in _SENTENCE_END.finditer(content)]
         pieces, start, token = [], 0, 0
@@ -320,13 +330,14 @@ class PromptTokenizer:
 def _without_added_tokens(backend: Tokenizer, added: set[str]) -> Tokenizer:
     """A copy that cannot produce an added token, however it is spelled in the text.
 
-    `split_special_tokens` is not enough: it leaves added tokens that are not marked special. The unknown token keeps its
-    name, since models without byte fallback need one.
+    `split_special_tokens` is not enough: it leaves added tokens that are not marked special. The unknown token keeps
+    its name, since models without byte fallback need one.
     """
     state = json.loads(backend.to_str())
     state |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     model = state["model"]
-    unreachable = {text: f"\ue000{number}\ue000" for number, text in enumerate(sorted(added - {model.get("unk_token")}))}
+    renamed = sorted(added - {model.get("unk_token")})
+    unreachable = {text: f"\ue000{number}\ue000" for number, text in enumerate(renamed)}
     vocab = model["vocab"]
     if isinstance(vocab, dict):
         model["vocab"] = {unreachable.get(token, token): index for token, index in vocab.items()}
