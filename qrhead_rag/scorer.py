@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from qrhead_rag.encoded import Layout
+from qrhead_rag.encoder import Layout
 from qrhead_rag.heads import Head, HeadSet, Mode
 from qrhead_rag.prompt import INSTRUCTION
 from qrhead_rag.retriever import QRRetriever

@@ -18,14 +18,14 @@ from langchain_core.messages import (
 from langchain_core.messages.utils import count_tokens_approximately
 
 from qrhead_rag import QRRetriever
-from qrhead_rag.memory import KEEP_LAST, Message, choose_messages, rank_history
+from qrhead_rag.memory import KEEP_LAST, HistoryScorerOptions, Message, choose_messages, rank_history
 from qrhead_rag.scorer import ScorerOptions
 
 TokenCounter: TypeAlias = (
     Callable[[list[BaseMessage]], int] | Callable[[BaseMessage], int] | BaseLanguageModel[Any] | Literal["approximate"]
 )
 
-_embedded = ScorerOptions()
+_embedded = HistoryScorerOptions()
 
 
 def trim_messages_by_relevance(
@@ -51,7 +51,8 @@ def trim_messages_by_relevance(
         token_counter: as for `trim_messages`: a function of a list of messages or of one message, a language model, or
             "approximate". It is asked message by message.
         keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
-        scorer: what ranks: a QRRetriever, or options that describe one; None is the embedded small model.
+        scorer: what ranks: a QRRetriever (best in mode `late`), or options that describe one; None is the embedded
+            small model.
 
     Raises:
         ValueError: `max_tokens` or `keep_last` is less than 1.

@@ -14,8 +14,7 @@ except ImportError as error:
 from langchain_core.messages import AnyMessage
 
 from langchain_qrhead.messages import TokenCounter, check_budget, count_with, trim_messages_by_relevance
-from qrhead_rag.memory import KEEP_LAST
-from qrhead_rag.scorer import ScorerOptions
+from qrhead_rag.memory import KEEP_LAST, HistoryScorerOptions
 
 
 class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, ResponseT]):
@@ -28,8 +27,8 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         max_tokens: what system prompt and messages may cost together.
         token_counter: as for `trim_messages`.
         keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
-        scorer: which model ranks, by the options of ScorerOptions: model, heads, mode, layout, instruction, device,
-            dtype, or `scorer`, a QRRetriever that is already loaded and may be shared.
+        scorer: which model ranks, by the options of ScorerOptions: model, heads, mode (here `late`), layout,
+            instruction, device, dtype, or `scorer`, a QRRetriever that is already loaded and may be shared.
 
     Raises:
         ValueError, TypeError: an option is out of range, unknown, or of the wrong kind.
@@ -49,7 +48,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         self._token_counter = token_counter
         self._count = count_with(token_counter)
         self._keep_last = keep_last
-        self._scorer = ScorerOptions(**scorer)
+        self._scorer = HistoryScorerOptions(**scorer)
 
     def wrap_model_call(
         self,

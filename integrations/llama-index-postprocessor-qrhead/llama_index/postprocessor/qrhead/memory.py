@@ -10,22 +10,21 @@ from llama_index.core.memory import Memory
 from llama_index.core.prompts import RichPromptTemplate
 from pydantic import Field, field_validator
 
-from qrhead_rag.memory import KEEP_LAST, Message, choose_messages, rank_history
-from qrhead_rag.scorer import ScorerOptions
+from qrhead_rag.memory import KEEP_LAST, HistoryScorerOptions, Message, choose_messages, rank_history
 
 _SYSTEM = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
 _RESULT = (MessageRole.TOOL, MessageRole.FUNCTION)
 
 
-class QRHeadMemory(ScorerOptions, Memory):
+class QRHeadMemory(HistoryScorerOptions, Memory):
     """A Memory that looks through the whole conversation, archived messages included, for what the input is about.
 
     What it shows fits `token_limit`: system messages and the last turn always, then the last `keep_last` messages,
     then older turns by relevance, in their original order and whole (user, assistant, tool calls and results). With
     memory blocks the history has the share `chat_history_token_ratio` of the limit. The store is not changed.
 
-    Which model ranks is said by the options of ScorerOptions: model, heads, mode, layout, instruction, device, dtype,
-    or `scorer`, a QRRetriever that is already loaded and may be shared.
+    Which model ranks is said by the options of ScorerOptions: model, heads, mode (here `late`), layout, instruction,
+    device, dtype, or `scorer`, a QRRetriever that is already loaded and may be shared.
 
     Attributes:
         keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
@@ -47,7 +46,7 @@ class QRHeadMemory(ScorerOptions, Memory):
     @classmethod
     def from_defaults(cls, *args: Any, **options: Any) -> Self:
         """As Memory.from_defaults, with the options of this class besides."""
-        own = {name: options.pop(name) for name in [*ScorerOptions.model_fields, "keep_last"] if name in options}
+        own = {name: options.pop(name) for name in [*HistoryScorerOptions.model_fields, "keep_last"] if name in options}
         memory = Memory.from_defaults(*args, **options)
         return cls(**{name: getattr(memory, name) for name in Memory.model_fields}, **own)
 
