@@ -187,7 +187,7 @@ def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode) 
             heads = choice
         case Path():
             heads = HeadSet.load(choice)
-        case "all":
+        case str() if choice == "all":  # an array of pairs compares element by element
             every = tuple((layer, head) for layer in range(shape.num_layers) for head in range(shape.num_heads))
             return HeadSet(**found, name="all", criterion="all", source="every head of the model", heads=every)
         case str() if choice.endswith(".json"):

@@ -17,10 +17,10 @@ class Selection(BaseModel):
 
     Attributes:
         top_n: at most this many documents; None keeps all.
-        min_share: a document's positive score over the sum of the list's positive scores must reach this share. Unlike a
-            raw score, a share means the same in every list of like length.
-        max_tokens: tokens that the kept documents may have together. Whole documents are taken best first; one that does
-            not fit is skipped and smaller ones after it may still be taken.
+        min_share: a document's positive score over the sum of the list's positive scores must reach this share. Unlike
+            a raw score, a share means the same in every list of like length.
+        max_tokens: tokens that the kept documents may have together. Whole documents are taken best first; one that
+            does not fit is skipped and smaller ones after it may still be taken.
         order: "rank" (best first) or "original" (as the caller had them).
 
     Raises:
@@ -96,6 +96,8 @@ def select(
     >>> select([0.2, 0.9, 0.4], Selection(top_n=2, order="original"))
     [1, 2]
     """
+    if not scores:
+        return []
     ranking = rank_order(scores) if ranking is None else ranking
     kept = list(ranking if selection.top_n is None else ranking[: selection.top_n])
     if selection.min_share is not None:
