@@ -1,7 +1,7 @@
 """What every list of one retriever is encoded with, and the reading that a mode makes of a list.
 
-The modes differ in how documents are run through the model (`listwise.py`, `separate.py`); calibration, mask, aggregation,
-truncation and errors are the same for all and start from a `Reading`.
+The modes differ in how documents are run through the model (`listwise.py`, `separate.py`); calibration, mask,
+aggregation, truncation and errors are the same for all and start from a `Reading`.
 """
 
 import hashlib
@@ -37,8 +37,9 @@ class ReadingOptions(BaseModel):
         window: documents in a sliding window, where a list is longer than the context; by default as many as fit.
         stride: documents that the window moves by; by default half a window.
         prefill_tokens: tokens run through the model at a time; bounds activation memory.
-        piece_tokens: under `independent` and `late`, documents longer than this are encoded in pieces of at most this many
-            tokens, cut at sentence ends, and the scores of the best three pieces are added up; None leaves them whole.
+        piece_tokens: under `independent` and `late`, documents longer than this are encoded in pieces of at most this
+            many tokens, cut at sentence ends, and the scores of the best three pieces are added up; None leaves them
+            whole.
         cache_bytes: what the retriever may keep of lists and passages it has read, in bytes; 0 keeps nothing.
         key_dtype: how `late` stores keys.
     """
@@ -109,6 +110,10 @@ def content_key(*texts: str) -> str:
     return digest.hexdigest()
 
 
+class ListTooLongError(ValueError):
+    """The list and its query are longer than the model's context."""
+
+
 @dataclass(frozen=True)
 class Encoder:
     """What every list of one retriever is encoded with.
@@ -141,15 +146,31 @@ class Encoder:
         object.__setattr__(self, "kept", ByteCache(self.options.cache_bytes))
 
     def room(self, query: str | None) -> float:
-        """Tokens that a prompt has left for documents; with no query known, some are kept free for one."""
+        """Tokens that a prompt has left for documents; with no query known, some are kept free for one.
+
+        Raises:
+            ListTooLongError: the query leaves no room for any document.
+        """
         if self.context_length is None:
             return float("inf")
         around = len(self.tokenizer.prompt(self.template, [], query or NULL_QUERY).ids)
-        return self.context_length - around - (_QUERY_RESERVE if query is None else 0)
+        room = self.context_length - around - (_QUERY_RESERVE if query is None else 0)
+        if query is not None and room <= self.size("") + 2:
+            raise ListTooLongError(
+                f"the query with the prompt around it is {around} tokens long, the context of the model "
+                f"{self.context_length}, which leaves no room for documents; use a shorter query"
+            )
+        return room
 
     def size(self, content: str) -> int:
         """Tokens that a document takes in the prompt, its label and separator included; an upper bound."""
         return self.tokenizer.count(f"[1000] {content}") + self.tokenizer.count(self.template.separator)
+
+    def fits(self, contents: Sequence[str], query: str, room: float) -> bool:
+        """Whether documents and query fit one listwise prompt; `size` saves most lists from being laid out."""
+        if sum(map(self.size, contents)) <= room or self.context_length is None:
+            return True
+        return len(self.tokenizer.prompt(self.template, contents, query).ids) <= self.context_length
 
     def clip(self, contents: Sequence[str], limit: float) -> tuple[list[str], set[int]]:
         """Documents cut to `limit` tokens each, label included, and the places of those that had to be."""
@@ -234,10 +255,6 @@ class EncodedList(Protocol):
     def read(self, queries: Sequence[str]) -> list[Reading]:
         """c(t) of every selected head over the list, for each query."""
         ...
-
-
-class ListTooLongError(ValueError):
-    """The list and its query are longer than the model's context."""
 
 
 def warn_of_truncation(passages: Sequence[Passage], truncated: Iterable[int]) -> None:

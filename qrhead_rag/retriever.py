@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.attention import HeadReader
 from qrhead_rag.encoded import EncodedPassages
-from qrhead_rag.encoder import Encoder, Layout, ReadingOptions, content_key, warn_of_truncation
+from qrhead_rag.encoder import Encoder, Layout, ListTooLongError, ReadingOptions, content_key, warn_of_truncation
 from qrhead_rag.explain import Evidence
 from qrhead_rag.heads import HeadChoice, HeadSet, Mode, ModelShape
 from qrhead_rag.loading import LoadedModel, load_model, share_model
@@ -232,8 +232,9 @@ class QRRetriever:
         if self.mode == "listwise":
             with self._encoder.lock:
                 room = self._encoder.room(query)
-                sizes = [self._encoder.size(passage.content) for passage in passages if passage.content.strip()]
-            if len(sizes) > 1 and sum(sizes) > room:
+                contents = [passage.content for passage in passages if passage.content.strip()]
+                too_long = len(contents) > 1 and not self._encoder.fits(contents, query, room)
+            if too_long:
                 return self._rank_in_windows(query, passages, selection, token_counter or self.count_tokens, room)
         with self._kept_list(query, passages) as encoded:
             return encoded.rank_selected([query], selection, token_counter)[0]
@@ -309,7 +310,13 @@ class QRRetriever:
         evidence: list[Evidence | None] = [None] * len(passages)
 
         def best_first(places: list[int]) -> list[int]:
-            encoded = EncodedPassages(encoder, [contents[place] for place in places], query)
+            try:
+                encoded = EncodedPassages(encoder, [contents[place] for place in places], query)
+            except ListTooLongError as error:
+                raise ListTooLongError(
+                    f"window={window} documents do not fit the model's context of {encoder.context_length} tokens; "
+                    "use a smaller window, or None for as many as fit"
+                ) from error
             found, tokens = encoded.scored([query])[0]
             for place, score, token in zip(places, found, tokens, strict=True):
                 scores[read[place]], evidence[read[place]] = score, token
@@ -317,8 +324,9 @@ class QRRetriever:
 
         order = slide(len(read), window, stride, best_first)
         warnings.warn(
-            f"{len(passages)} documents are longer together than the model's context of {encoder.context_length} tokens: "
-            f"ranked in sliding windows of {window}, moved by {stride}; scores are those of each document's last window",
+            f"{len(passages)} documents are longer together than the model's context of {encoder.context_length} "
+            f"tokens: ranked in sliding windows of {window}, moved by {stride}; scores are those of each document's "
+            "last window",
             UserWarning,
             stacklevel=3,
         )
