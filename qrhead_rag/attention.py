@@ -4,8 +4,8 @@ The model is never touched. A pass runs through a *view* of it: the same modules
 configuration of their own that names the attention function of this file. So a model that is shared keeps its hooks,
 configuration and attention implementation whatever happens here, and may generate in another thread meanwhile.
 
-Documents run under the model's own fast kernel. For the query rows the weights of the selected heads are computed by the
-eager attention function that every family's module has (scaling, soft cap, window and sinks are its business), in
+Documents run under the model's own fast kernel. For the query rows the weights of the selected heads are computed by
+the eager attention function that every family's module has (scaling, soft cap, window and sinks are its business), in
 float32, for those rows and heads alone. No layer above the last selected head runs, and of that layer nothing after its
 attention.
 """
@@ -94,7 +94,7 @@ class HeadReader:
             row_bytes = 4 * config.num_attention_heads * (past + ids.shape[1]) * ids.shape[0]
             chunk = min(chunk, max(16, _EAGER_PREFILL_BYTES // row_bytes))
         device = self.device
-        for part in ids.split(chunk, dim=1):
+        for part in (ids[:, start : start + chunk] for start in range(0, ids.shape[1], chunk)):
             positions = torch.arange(past, past + part.shape[1], device=device)[None]  # (1, tokens)
             self._run(_Pass(self._kernel, self._last_layer), part.to(device), positions, cache)
             past += part.shape[1]
@@ -113,7 +113,8 @@ class HeadReader:
     ) -> Tensor:
         """Attention of the selected heads from each part to the cached tokens, averaged over the part's rows.
 
-        All parts run in one pass; a part sees the cached tokens and itself, never another part. The cache is not changed.
+        All parts run in one pass; a part sees the cached tokens and itself, never another part. The cache is not
+        changed.
 
         Args:
             cache: keys and values of the prompt up to the parts, batch 1.
@@ -125,7 +126,7 @@ class HeadReader:
             see_all: refuse a head whose window hides a token from a row that is read.
 
         Returns:
-            a(t) of the design for each head and part, float32, late tokens after the cached ones. # (heads, parts, tokens)
+            a(t) for each head and part, float32, late tokens after the cached ones. # (heads, parts, tokens)
         """
         device = self.device
         cached = cache.get_seq_length()
@@ -269,12 +270,12 @@ def _attend(
         if layer in reading.heads:
             reading.found[layer] = _read_layer(reading, layer, module, query, key, attention_mask, options)
         if attention_mask is not None:  # late tokens are for the selected heads alone
-            before, after = attention_mask.split([reading.tokens, attention_mask.shape[-1] - reading.tokens], dim=-1)
-            attention_mask = torch.cat([before[..., : reading.cached], after], dim=-1)
+            shared = attention_mask[..., : reading.cached], attention_mask[..., reading.tokens :]
+            attention_mask = torch.cat(shared, dim=-1)
     if layer == current.last_layer:
         raise _LastHeadReadError
     attend = _eager_function(module) if current.kernel == "eager" else ALL_ATTENTION_FUNCTIONS[current.kernel]
-    return attend(module, query, key, value, attention_mask, **options)  # type: ignore[misc,no-any-return]
+    return attend(module, query, key, value, attention_mask, **options)  # type: ignore[misc]
 
 
 def _read_layer(
@@ -375,7 +376,7 @@ def _eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] |
     return None
 
 
-class _ReadOnlyLayer(DynamicLayer):
+class _ReadOnlyLayer(DynamicLayer):  # type: ignore[misc]
     """A cache layer that shows later tokens the cached ones and forgets the later ones."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -418,7 +419,7 @@ def cache_of(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
     return cache
 
 
-def _view(decoder: nn.Module, num_layers: int) -> nn.Module:
+def _view(decoder: PreTrainedModel, num_layers: int) -> nn.Module:
     """The decoder again, to its first layers, sharing all weights, with a configuration of its own."""
     copies: dict[int, Any] = {}
 

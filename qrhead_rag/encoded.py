@@ -16,7 +16,7 @@ from qrhead_rag.separate import SeparateList
 
 
 class EncodedPassages:
-    """A list of passages with what the model keeps of them. Made by `QRRetriever.encode`; safe to share between threads.
+    """Passages with what the model keeps of them, safe to share between threads. `QRRetriever.encode` makes it.
 
     The texts are kept as they were given. `len`, iteration and `in` speak of the passages.
 

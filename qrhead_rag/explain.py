@@ -1,7 +1,7 @@
 """A ranking's token contributions: which tokens of a passage earned it its score.
 
-The contribution of a token is its calibrated score after the mask, summed over the heads; the contributions of a document
-sum to its score. This file holds them as data.
+The contribution of a token is its calibrated score after the mask, summed over the heads; the contributions of a
+document sum to its score. This file holds them as data.
 """
 
 from dataclasses import dataclass

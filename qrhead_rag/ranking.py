@@ -34,8 +34,8 @@ class Ranking(Sequence[RankedPassage]):
         query: the query.
         passages: the kept passages.
         mode: how the documents were run through the model.
-        windowed: whether the list was longer than the model's context and ranked in sliding windows. The scores are then those
-            of each document's last window, and the order is that of the windows.
+        windowed: whether the list was longer than the model's context and ranked in sliding windows. The scores are
+            then those of each document's last window, and the order is that of the windows.
     """
 
     query: str

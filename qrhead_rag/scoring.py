@@ -4,9 +4,9 @@
     c(t) = a(t | query) - a(t | null query)
     s(d) = sum of c(t) over t in d with c(t) > mean(c) - 2·std(c)          (mean, unbiased std over d)
 
-Several heads: c is summed over them first, then masked and summed over tokens. Calibration is that of In-Context Re-ranking
-(Chen et al., arXiv 2410.02642, eq. 3 and 4), the heads those of QRHead (Zhang et al., arXiv 2506.09944, eq. 2).
-Raw scores compare within one list only.
+Several heads: c is summed over them first, then masked and summed over tokens. Calibration is that of In-Context
+Re-ranking (Chen et al., arXiv 2410.02642, eq. 3 and 4), the heads those of QRHead (Zhang et al., arXiv 2506.09944,
+eq. 2). Raw scores compare within one list only.
 """
 
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ def calibrate(attention: Tensor, null_attention: Tensor) -> Tensor:
 def masked(calibrated: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
     """c(t) where it counts, 0 where the mask drops it or where a token belongs to no document.
 
-    A token is dropped when it lies two standard deviations or more below the mean of its document. A document of one token
-    has no standard deviation and is not masked.
+    A token is dropped when it lies two standard deviations or more below the mean of its document. A document of one
+    token has no standard deviation and is not masked.
 
     Args:
         calibrated: c(t). # (..., tokens)
@@ -132,6 +132,6 @@ def _bins(document_of: Tensor, num_documents: int) -> Tensor:
 
 
 def _sum_by_document(values: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
-    """Sums by document; the last column collects the tokens that belong to none. # (..., tokens) -> (..., documents + 1)"""
+    """Sums by document, of the tokens of none in the last column. # (..., tokens) -> (..., documents + 1)"""
     sums = values.new_zeros(*values.shape[:-1], num_documents + 1)
     return sums.index_add(-1, _bins(document_of, num_documents), values)

@@ -1,8 +1,9 @@
 """`independent` and `late`: every passage encoded alone after the shared prefix, all at the same positions.
 
-The order of the list cannot matter, cost is linear in the number of passages, and what was run for a passage serves every list
-that it appears in. Under `independent` the query part attends to the keys and values of all passages in every layer. Under
-`late` it is run without seeing any; the queries of the selected heads alone meet those heads' keys of every passage.
+The order of the list cannot matter, cost is linear in the number of passages, and what was run for a passage serves
+every list that it appears in. Under `independent` the query part attends to the keys and values of all passages in
+every layer. Under `late` it is run without seeing any; the queries of the selected heads alone meet those heads' keys
+of every passage.
 
 Long passages are cut into pieces that are encoded like passages; scores of a passage's best pieces are added up.
 """
@@ -141,7 +142,7 @@ class SeparateList:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for the list: its passages' keys and values, or those of all put together, and the null query's find."""
+        """Bytes held: the passages' keys and values, or those of all put together, and what the null query found."""
         if self._joined is not None:
             return self._joined.nbytes + cache_bytes(self._prefix)
         return sum(passage.nbytes for passage in self._passages.values()) + cache_bytes(self._prefix)
@@ -245,8 +246,8 @@ class SeparateList:
             ids, start = encoder.tokenizer.question(encoder.template, query)
             if encoder.context_length is not None and position + len(ids) > encoder.context_length:
                 raise ListTooLongError(
-                    f"the longest piece of the list with the query is {position + len(ids)} tokens long, the context of "
-                    f"the model {encoder.context_length}; use smaller pieces (piece_tokens=) or a shorter query"
+                    f"the longest piece of the list with the query is {position + len(ids)} tokens long, the context "
+                    f"of the model {encoder.context_length}; use smaller pieces (piece_tokens=) or a shorter query"
                 )
             parts.append(Rows(ids, position, start))
         prefix = self._run_prefix()

@@ -1,7 +1,7 @@
 """Lists longer than the model's context, ranked in sliding windows as in In-Context Re-ranking (arXiv 2410.02642).
 
-A window slides from the end of the list to its beginning; what it finds best moves to its front and is seen again by the
-next window. This file knows nothing of models: a window is scored by a function.
+A window slides from the end of the list to its beginning; what it finds best moves to its front and is seen again by
+the next window. This file knows nothing of models: a window is scored by a function.
 """
 
 from collections.abc import Callable, Sequence

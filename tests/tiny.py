@@ -58,7 +58,9 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
-def tiny_model(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
+def tiny_model(
+    family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object
+) -> PreTrainedModel:
     """A random model of a family, with weights large enough that its attention is far from uniform."""
     options = {**_BASE, **FAMILIES[family], **changes}
     attention = options.pop("attn_implementation")
@@ -77,7 +79,10 @@ def tiny_model(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = tor
 
 @cache
 def _trained(kind: str) -> str:
-    text = ["The keeper of the lighthouse counts the ships that pass. " * 3, "Here are some paragraphs:\n\n[1] Query: N/A"]
+    text = [
+        "The keeper of the lighthouse counts the ships that pass. " * 3,
+        "Here are some paragraphs:\n\n[1] Query: N/A",
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
