@@ -48,6 +48,15 @@ class Recording:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def usable(self) -> "Recording":
+        """The examples that can tell heads apart: those with relevant and with other documents."""
+        kept = [
+            (example, file)
+            for example, file in zip(self.examples, self._files, strict=True)
+            if 0 < len(example.relevant) < len(example.documents)
+        ]
+        return Recording([example for example, _ in kept], [file for _, file in kept])
+
     def __iter__(self) -> Iterator[RecordedExample]:
         for example, file in zip(self.examples, self._files, strict=True):
             yield RecordedExample(example, load_file(file)["scores"])
@@ -97,7 +106,9 @@ def settings_digest(retriever: QRRetriever) -> str:
     model.
     """
     digest = hashlib.sha256()
-    settings = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
+    settings: list[object] = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
+    if retriever.mode != "listwise":
+        settings += [retriever.options.piece_tokens, retriever.options.key_dtype]
     digest.update(json.dumps(settings).encode())
     for name, weight in retriever.model.state_dict().items():
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
