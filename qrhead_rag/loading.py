@@ -174,6 +174,11 @@ _TOKENIZER_OPTIONS = {
 }
 
 
+def find_model(name: str | Path | None) -> str:
+    """Where transformers finds a model, whole: the folder of the converted embedded one, or the name as it is."""
+    return _source(name, {})[0]
+
+
 def _source(name: str | Path | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Where transformers finds the model: the converted embedded one, or what was asked for."""
     given = {key: value for key, value in options.items() if value is not None}
