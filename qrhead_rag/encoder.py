@@ -5,6 +5,7 @@ aggregation, truncation and errors are the same for all and start from a `Readin
 """
 
 import hashlib
+import sys
 import threading
 import warnings
 from collections import OrderedDict
@@ -145,6 +146,14 @@ class Encoder:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kept", ByteCache(self.options.cache_bytes))
 
+    def file_identity(self) -> dict[str, Any]:
+        """What has to be the same where a saved list is read."""
+        return self.identity | {
+            "key_dtype": self.options.key_dtype,
+            "piece_tokens": self.options.piece_tokens,
+            "opening": self.tokenizer.opening(self.template),
+        }
+
     def room(self, query: str | None) -> float:
         """Tokens that a prompt has left for documents; with no query known, some are kept free for one.
 
@@ -154,7 +163,8 @@ class Encoder:
         if self.context_length is None:
             return float("inf")
         around = len(self.tokenizer.prompt(self.template, [], query or NULL_QUERY).ids)
-        room = self.context_length - around - (_QUERY_RESERVE if query is None else 0)
+        reserve = min(_QUERY_RESERVE, self.context_length // 4) if query is None else 0
+        room = self.context_length - around - reserve
         if query is not None and room <= self.size("") + 2:
             raise ListTooLongError(
                 f"the query with the prompt around it is {around} tokens long, the context of the model "
@@ -261,9 +271,17 @@ def warn_of_truncation(passages: Sequence[Passage], truncated: Iterable[int]) ->
     """Say which documents are read only in part; they come back whole."""
     names = [f"{place} ({passages[place].id or passages[place].title or 'untitled'})" for place in sorted(truncated)]
     if names:
-        warnings.warn(
+        warn_caller(
             f"only the beginning of document {', '.join(names)} is read: longer than the model's context leaves room "
-            "for; split it into smaller chunks to have all of it read",
-            UserWarning,
-            stacklevel=4,
+            "for; split it into smaller chunks to have all of it read"
         )
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the line that called the package, however deep within it the reason lies."""
+    frame, level, outermost = sys._getframe(), 0, 0
+    while frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+            outermost = level
+    warnings.warn(message, UserWarning, stacklevel=outermost + 2)

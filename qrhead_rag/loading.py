@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,6 +34,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -219,9 +221,12 @@ def _quiet() -> Iterator[None]:
     with _guard:
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        gguf_bar = modeling_gguf_pytorch_utils.tqdm  # this one does not listen
+        modeling_gguf_pytorch_utils.tqdm = partial(gguf_bar, disable=True)
         try:
             yield
         finally:
+            modeling_gguf_pytorch_utils.tqdm = gguf_bar
             transformers_logging.set_verbosity(verbosity)
             if bars:
                 transformers_logging.enable_progress_bar()

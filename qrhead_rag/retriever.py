@@ -1,6 +1,5 @@
 """QRRetriever: a language model's own attention as a reranker (Zhang et al., EMNLP 2025, arXiv 2506.09944)."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.attention import HeadReader
 from qrhead_rag.encoded import EncodedPassages
-from qrhead_rag.encoder import Encoder, Layout, ListTooLongError, ReadingOptions, content_key, warn_of_truncation
+from qrhead_rag.encoder import (
+    Encoder,
+    Layout,
+    ListTooLongError,
+    ReadingOptions,
+    content_key,
+    warn_caller,
+    warn_of_truncation,
+)
 from qrhead_rag.explain import Evidence
 from qrhead_rag.heads import HeadChoice, HeadSet, Mode, ModelShape
 from qrhead_rag.loading import LoadedModel, load_model, share_model
@@ -323,12 +330,10 @@ class QRRetriever:
             return sorted(places, key=lambda place: -scores[read[place]])
 
         order = slide(len(read), window, stride, best_first)
-        warnings.warn(
+        warn_caller(
             f"{len(passages)} documents are longer together than the model's context of {encoder.context_length} "
             f"tokens: ranked in sliding windows of {window}, moved by {stride}; scores are those of each document's "
-            "last window",
-            UserWarning,
-            stacklevel=3,
+            "last window"
         )
         for place in blank:
             scores[place] = min(scores[place] for place in read)

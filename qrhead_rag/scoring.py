@@ -117,7 +117,9 @@ def check_finite(attention: Tensor, heads: Sequence[Head], document_of: Tensor) 
     """
     if bool(torch.isfinite(attention).all()):
         return
-    row, _, token = torch.nonzero(~torch.isfinite(attention))[0].tolist()
+    places = torch.nonzero(~torch.isfinite(attention))  # (found, 3)
+    of_documents = places[document_of[places[:, 2]] != OUTSIDE]
+    row, _, token = (of_documents if len(of_documents) else places)[0].tolist()
     layer, head = heads[row]
     place = int(document_of[token])
     where = f"document {place}" if place != OUTSIDE else "the text around the documents"

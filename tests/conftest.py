@@ -6,9 +6,19 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+import torch
 
 from qrhead_rag import QRRetriever
 from tests.tiny import tiny_model, tiny_tokenizer
+
+_THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> None:
+    """Tiny models run on one thread: waiting for a second one takes a hundred times longer than their arithmetic."""
+    real = any(name.startswith("embedded") for name in request.fixturenames)
+    torch.set_num_threads(_THREADS if real else 1)
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,6 @@ def test_what_is_not_finite_is_named(value):
     attention[1, 2, 3] = value
     with pytest.raises(FloatingPointError, match=r"layer 7, head 2 to document 9 is not finite.*dtype='float32'"):
         check_finite(attention, [(4, 1), (7, 2)], torch.tensor([OUTSIDE, 5, 5, 9, 9, OUTSIDE]))
-    attention[1, 2, 0] = value
+    attention[1, 2, 0], attention[1, 2, 3] = value, 0.0
     with pytest.raises(FloatingPointError, match="the text around the documents"):
         check_finite(attention, [(4, 1), (7, 2)], torch.tensor([OUTSIDE, 5, 5, 9, 9, OUTSIDE]))
