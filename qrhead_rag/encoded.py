@@ -180,7 +180,7 @@ class EncodedPassages:
 
     def _change(self, passages: list[Passage], query: str | None = None) -> None:
         with self._encoder.lock:
-            known = self.truncated
+            known = {passage.content for place, passage in enumerate(self._passages) if place in self.truncated}
             self._list.set_passages(passages, query)
             self._passages = passages
-        warn_of_truncation(passages, self.truncated - known)
+        warn_of_truncation(passages, [place for place in self.truncated if passages[place].content not in known])
