@@ -1,7 +1,8 @@
 """Passages encoded once, asked many times: one interface to the three modes and what they keep."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Self
+from pathlib import Path
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from qrhead_rag.prompt import Document, Passage, as_passages, check_query
 from qrhead_rag.ranking import RankedPassage, Ranking
 from qrhead_rag.selection import Order, Selection, rank_order, select
 from qrhead_rag.separate import SeparateList
+from qrhead_rag.storage import read_encoded, write_encoded
 
 
 class EncodedPassages:
@@ -94,6 +96,37 @@ class EncodedPassages:
         removed = left.pop(place)
         self._change(left)
         return removed
+
+    def save(self, path: str | Path) -> None:
+        """Write the list to one file (safetensors), texts included, to be asked elsewhere. Only under `late`.
+
+        Raises:
+            ValueError: the mode keeps too much for a file.
+            TypeError: metadata of a passage that cannot be written as JSON.
+        """
+        held = _late_list(self._encoder, self._list)
+        with self._encoder.lock:
+            document_of_piece, tensors = held.state() if self._has_text() else ([], {})
+            content = {"passages": [p.model_dump() for p in self._passages], "document_of_piece": document_of_piece}
+        write_encoded(path, self._encoder.file_identity(), content, tensors)
+
+    @classmethod
+    def load(cls, path: str | Path, retriever: "HasEncoder") -> Self:
+        """Read a list that `save` wrote, for a retriever of the same model, heads, mode and options.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: damaged, or made with something else; the message names the file and both sides.
+        """
+        encoder = retriever.encoder
+        content, tensors = read_encoded(path, encoder.file_identity())
+        try:
+            loaded = cls(encoder, [Passage(**passage) for passage in content["passages"]])
+            if loaded._has_text():
+                _late_list(encoder, loaded._list).restore(content["document_of_piece"], tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}); encode again") from error
+        return loaded
 
     def score(self, query: str) -> list[float]:
         """s(d) of every document, in the order given. A blank one gets the lowest score of the list."""
@@ -184,3 +217,18 @@ class EncodedPassages:
             self._list.set_passages(passages, query)
             self._passages = passages
         warn_of_truncation(passages, [place for place in self.truncated if passages[place].content not in known])
+
+
+class HasEncoder(Protocol):
+    """A QRRetriever, as far as lists are concerned."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What its lists are encoded with."""
+        ...
+
+
+def _late_list(encoder: Encoder, held: EncodedList) -> SeparateList:
+    if encoder.mode != "late" or not isinstance(held, SeparateList):
+        raise ValueError(f"mode {encoder.mode!r} keeps every layer's keys and values; expected 'late' to save or load")
+    return held

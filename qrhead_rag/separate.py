@@ -226,6 +226,36 @@ class SeparateList:
             ]
         return readings
 
+    def state(self) -> tuple[list[int], dict[str, Tensor]]:
+        """What is kept of the list, for a file: the document of each piece, and tensors by name."""
+        joined = self._join()
+        tensors = {f"keys.{layer}": keys for layer, keys in joined.keys.items()}
+        tensors["offsets"] = torch.tensor(joined.offsets, dtype=torch.int32)  # (tokens, 2)
+        tensors["piece_of"] = joined.piece_of.to(torch.int32)
+        return joined.document_of_piece.tolist(), tensors
+
+    def restore(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` gave for a list of the same texts.
+
+        Raises:
+            ValueError: the tensors do not belong together or to the texts.
+        """
+        piece_of, offsets = tensors["piece_of"].long(), tensors["offsets"]
+        layers = {int(name.removeprefix("keys.")): keys for name, keys in tensors.items() if name[:5] == "keys."}
+        fits = all(keys.shape[1] == len(piece_of) == len(offsets) for keys in layers.values())
+        if not layers or not fits or set(document_of_piece) != set(self._contents):
+            raise ValueError("its keys, offsets and texts do not belong together")
+        lengths = torch.bincount(piece_of, minlength=len(document_of_piece)).tolist()
+        pieces: dict[int, list[EncodedPiece]] = {place: [] for place in self._contents}
+        start = 0
+        for place, length in zip(document_of_piece, lengths, strict=True):
+            kept = slice(start, start := start + length)
+            ranges = tuple((int(first), int(last)) for first, last in offsets[kept].tolist())
+            keys = {layer: tensor[:, kept].to(self._encoder.reader.device) for layer, tensor in layers.items()}
+            pieces[place].append(EncodedPiece(ranges, keys, {}))
+        self._passages = {text: EncodedPassage(tuple(pieces[place])) for place, text in self._contents.items()}
+        self._joined = None
+
     def _groups(self, queries: Sequence[str]) -> Iterator[list[str]]:
         group: list[str] = []
         rows = 0
