@@ -1,4 +1,4 @@
-"""The `qrhead` command: rank a file of passages, list head sets, show the demo.
+"""The `qrhead` command: rank a file of passages, list head sets, show the demo, find heads and evaluate them.
 
 torch and transformers are imported by the commands that need them, so that help comes at once.
 """
@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from qrhead_rag import __version__
+from qrhead_rag.cli_detect import detect
 from qrhead_rag.cli_errors import one_line_errors
+from qrhead_rag.cli_evaluate import evaluate
 from qrhead_rag.heads import HeadSet, Mode, shipped_head_sets
 from qrhead_rag.selection import Order, Selection
 
@@ -33,6 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.command()(detect)
+app.command()(evaluate)
 
 ModelOption: TypeAlias = Annotated[
     str | None, typer.Option("--model", help="Hub id or local folder; by default the embedded SmolLM2-135M-Instruct.")
@@ -127,7 +132,7 @@ def demo(
     question: Annotated[str | None, typer.Option(help="Ask the handbook a question of your own.")] = None,
     model: ModelOption = None,
     heads: HeadsOption = None,
-    mode: ModeOption = "listwise",
+    mode: ModeOption = "independent",
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -161,7 +166,9 @@ def load(
             model, heads=parse_heads(heads), mode=mode, device=device, dtype=dtype, **options
         )
     except OSError as error:
-        raise OSError(f"{model}: {error}" if model and model not in str(error) else str(error)) from error
+        if model is None or error.filename is not None or model in str(error):
+            raise
+        raise OSError(f"{model}: {error}") from error
 
 
 def parse_heads(heads: str | None) -> str | list[tuple[int, int]] | None:

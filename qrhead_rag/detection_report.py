@@ -1,6 +1,7 @@
 """What detection is asked and what it answers, as data: options, chosen heads, curves, controls; JSON by pydantic."""
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -124,6 +125,11 @@ class Detection(BaseModel):
         """The chosen heads, best first."""
         return tuple((one.layer, one.head) for one in self.chosen)
 
+    def to_json(self) -> str:
+        """The whole report, a line for each attribute, numbers to six places."""
+        lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in _rounded(self.model_dump()).items())
+        return "{\n" + ",\n".join(lines) + "\n}"
+
     def head_set(self, name: str, *, note: str | None = None, default: bool = False) -> HeadSet:
         """The chosen heads as a head set that QRRetriever takes."""
         return HeadSet(
@@ -141,3 +147,11 @@ class Detection(BaseModel):
             default=default,
             heads=self.heads,
         )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from qrhead_rag.loading import quiet
+
 
 class EmbeddingModel:
     """Embeds texts; `scores` compares a query with passages. What was embedded once is kept.
@@ -39,8 +41,9 @@ class EmbeddingModel:
         prompts = _read(folder / "config_sentence_transformers.json").get("prompts") or {}
         self._query_prompt = str(prompts.get("query", ""))
         self._document_prompt = str(prompts.get("document", prompts.get("passage", "")))
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._model: Any = AutoModel.from_pretrained(folder).to(device).eval()
+        with quiet():
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self._model: Any = AutoModel.from_pretrained(folder).to(device).eval()
         limits = [_read(folder / "sentence_bert_config.json").get("max_seq_length"), self._tokenizer.model_max_length]
         limits.append(getattr(self._model.config, "max_position_embeddings", None))
         self._max_length = min(limit for limit in limits if limit)

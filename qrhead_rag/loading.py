@@ -133,7 +133,7 @@ def load_model(
     if dtype is None:
         dtype = torch.float32 if target is not None and target.type == "cpu" else "auto"
     tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(source, **tokenizer_options)
         except OSError as error:
@@ -176,9 +176,21 @@ _TOKENIZER_OPTIONS = {
 }
 
 
-def find_model(name: str | Path | None) -> str:
-    """Where transformers finds a model, whole: the folder of the converted embedded one, or the name as it is."""
-    return _source(name, {})[0]
+def load_generator(
+    name: str | Path | None, *, device: str | torch.device | None = None, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model whole, with its output matrix, so that it can write; None is the embedded one.
+
+    Raises:
+        OSError: no such model.
+    """
+    source, options = _source(name, options)
+    tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_options)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    model.to(torch.device(device or _best_device()))
+    return model.eval(), tokenizer
 
 
 def _source(name: str | Path | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -214,7 +226,7 @@ def _cut(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No bars, and no report about the layers that are left out on purpose."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
@@ -266,7 +278,7 @@ def _converted(gguf: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with _quiet():
+    with quiet():
         AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name != "lm_head.weight"}

@@ -76,7 +76,7 @@ def make_method(
     if kind == "embedding" and rest:
         return _from_scores(EmbeddingModel(rest).scores)
     if rest:
-        return _from_scores(_function(kind, rest))
+        return _from_scores(find_function(name))
     heads, _, mode = name.partition("@")
     if (mode or "listwise") not in get_args(Mode):
         raise ValueError(f"mode {mode!r} of method {name!r} is unknown; expected one of {', '.join(get_args(Mode))}")
@@ -116,10 +116,17 @@ def _from_retriever(retriever: QRRetriever) -> Method:
     return method
 
 
-def _function(module: str, name: str) -> Callable[[str, list[str]], Sequence[float]]:
+def find_function(name: str) -> Callable[..., Any]:
+    """The function that `module:function` names.
+
+    Raises:
+        ImportError: no such module.
+        ValueError: no such function in it.
+    """
+    module, _, path = name.partition(":")
     found: Any = importlib.import_module(module)
-    for part in name.split("."):
+    for part in path.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise ValueError(f"{module}:{name} is {found!r}; expected a function of a query and texts that returns scores")
-    return cast("Callable[[str, list[str]], Sequence[float]]", found)
+        raise ValueError(f"{name} is {found!r}; expected module:function")
+    return cast("Callable[..., Any]", found)

@@ -1,0 +1,161 @@
+"""`qrhead detect`: labelled examples to a head set, with the report that says what it is worth."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qrhead_rag.cli_data import (
+    CandidatesOption,
+    ExamplesOption,
+    FormatOption,
+    OrderOption,
+    PartOption,
+    SeedOption,
+    SkipBadOption,
+    SplitOption,
+    UnitOption,
+    progress,
+    read_data,
+)
+from qrhead_rag.cli_errors import one_line_errors
+from qrhead_rag.heads import Mode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qrhead_rag.detection_report import Detection
+    from qrhead_rag.recording import Recording
+    from qrhead_rag.retriever import QRRetriever
+
+
+def detect(
+    data: Annotated[list[Path], typer.Argument(help="Labelled examples: files or folders; they count alike.")],
+    out: Annotated[Path, typer.Option(help="Where the head set is written.")] = Path("heads.json"),
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the report: detection.json and, with the extra plot, pictures.")
+    ] = None,
+    scores: Annotated[
+        Path, typer.Option(help="Folder for the recorded scores; what it has already is not run again.")
+    ] = Path("head-scores"),
+    name: Annotated[str, typer.Option(help="Name of the head set.")] = "detected",
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or local folder; by default the embedded SmolLM2-135M-Instruct.")
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="How documents are run through the model.")] = "listwise",
+    criterion: Annotated[
+        Literal["contrastive", "mass", "ndcg"], typer.Option(help="What a head is worth on an example.")
+    ] = "contrastive",
+    num_heads: Annotated[
+        str, typer.Option(help="How many heads, or auto: as few as rank held-out examples as well as the best number.")
+    ] = "auto",
+    max_layer: Annotated[
+        int | None, typer.Option(help="Deepest layer a head may be in, from 0; layers above are never run.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the criterion contrastive.")] = None,
+    copying: Annotated[
+        bool, typer.Option("--copying", help="Also find the copying heads of Wu et al. and report the overlap.")
+    ] = False,
+    format: FormatOption = None,
+    unit: UnitOption = None,
+    split: SplitOption = None,
+    candidates: CandidatesOption = None,
+    examples: ExamplesOption = None,
+    part: PartOption = "1/1",
+    order: OrderOption = "shuffled",
+    seed: SeedOption = 0,
+    skip_bad: SkipBadOption = False,
+    instruction: Annotated[str | None, typer.Option(help="Replaces the instruction before the query.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the best there is.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+) -> None:
+    """Find the heads of a model that attend to what a query needs, on labelled examples."""
+    with one_line_errors():
+        from qrhead_rag.cli import load
+        from qrhead_rag.criteria import TEMPERATURE
+        from qrhead_rag.datasets import ordered
+        from qrhead_rag.detection import detect as choose
+        from qrhead_rag.detection_report import DetectionOptions
+        from qrhead_rag.recording import record
+
+        if num_heads != "auto" and not num_heads.isdigit():
+            raise ValueError(f"--num-heads {num_heads}: expected a number or auto")
+        options = DetectionOptions(
+            criterion=criterion,
+            num_heads="auto" if num_heads == "auto" else int(num_heads),
+            max_layer=max_layer,
+            temperature=TEMPERATURE if temperature is None else temperature,
+            seed=seed,
+        )
+        lists = {
+            path.name.split(".")[0]: read_data(
+                path,
+                format=format,
+                unit=unit,
+                split=split,
+                candidates=candidates,
+                skip_bad=skip_bad,
+                examples=examples,
+                part=part,
+                seed=seed,
+            )
+            for path in data
+        }
+        if len(lists) < len(data):
+            raise ValueError(
+                f"two of {[str(path) for path in data]} have one name; expected names that tell them apart"
+            )
+        retriever = load(model, "all", mode, device, dtype, instruction=instruction, cache_bytes=0)
+        recordings: dict[str, Recording] = {}
+        for label, found in lists.items():
+            with progress(f"recording {label}") as moved:
+                recordings[label] = record(retriever, [ordered(one, order, seed) for one in found], scores, moved)
+        copied = _copying(retriever, device) if copying else None
+        detection = choose(recordings, retriever.model_name, retriever.shape, mode, options, copying=copied)
+        detection.head_set(name).save(out)
+        _write_report(detection, report)
+        show(detection, Console())
+        typer.echo(f"head set written to {out}")
+
+
+def show(detection: "Detection", console: Console) -> None:
+    """The report on a terminal: the chosen heads, and what they are worth beside the controls."""
+    heads = Table("head", "worth", "found again", box=None, pad_edge=False)
+    for one in detection.chosen:
+        heads.add_row(f"{one.layer}-{one.head}", f"{one.value:.4f}", f"{one.frequency:.0%}")
+    console.print(heads)
+    quality = Table("heads", "nDCG@10, held out", "±", box=None, pad_edge=False)
+    for name, found in detection.quality.items():
+        count = "" if name == "all" else f" ({len(detection.chosen)})"
+        quality.add_row(f"{name}{count}", f"{found.mean:.3f}", f"{found.error:.3f}")
+    console.print(quality)
+    firm = detection.stability
+    halves = "" if firm.halves is None else f"{firm.halves:.0%} of the heads common to disjoint halves, "
+    overlaps = ", ".join(f"{name} {share:.0%}" for name, share in detection.overlap.items())
+    console.print(f"{halves}{firm.resamples:.0%} to resamples ({firm.chance:.0%} by chance). Overlap: {overlaps}.")
+
+
+def _copying(retriever: "QRRetriever", device: str | None) -> "Tensor":
+    from qrhead_rag.copying import copying_scores
+    from qrhead_rag.generation import Writer
+
+    writer = Writer.from_pretrained(retriever.model_name, device=device, max_new_tokens=32)
+    with progress("copying") as moved:
+        found = copying_scores(writer, on_progress=moved)
+    typer.echo(f"the model found {found.num_found} of {found.num_runs} needles", err=True)
+    return found.scores
+
+
+def _write_report(detection: "Detection", folder: Path | None) -> None:
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "detection.json").write_text(detection.to_json() + "\n", encoding="utf-8")
+    try:
+        from qrhead_rag.plot import save_plots
+
+        save_plots(detection, folder)
+    except ImportError as error:
+        typer.echo(f"no pictures: {error}", err=True)
