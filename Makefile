@@ -3,7 +3,7 @@
 #   make test   lint, type check, tests
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
 
 .PHONY: demo test lint types unit soak browser clean
@@ -28,6 +28,7 @@ soak: .venv/.test-ready
 
 # torch comes first: what follows then finds it in place. The models are data: they need nothing that they name.
 .venv/.demo-ready: pyproject.toml constraints.txt
+	@echo "setting up .venv; torch takes a few minutes to fetch"
 	$(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[eval]'
