@@ -1,5 +1,6 @@
 """What the two integration packages are made of."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -45,3 +46,14 @@ def test_versions_and_requirements_go_with_the_core(name):
     assert own["license"] == core["license"]
     assert (INTEGRATIONS / name / "LICENSE").read_text("utf-8") == (INTEGRATIONS.parent / "LICENSE").read_text("utf-8")
     assert any(requirement.startswith("qrhead-rag>=") for requirement in own["dependencies"])
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_the_readme_shows_what_its_code_prints(name, capsys):
+    readme = (INTEGRATIONS / name / "README.md").read_text("utf-8")
+    shown = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", readme, re.DOTALL)
+    assert len(shown) == 2
+    names = {}
+    for code, output in shown:
+        exec(code, names)
+        assert capsys.readouterr().out == output
