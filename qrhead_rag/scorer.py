@@ -4,7 +4,6 @@ Frameworks keep their components as data: they copy them, pickle them, write the
 model is none of these, so a component carries a description, and the model beside it.
 """
 
-from collections.abc import Hashable
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Self
@@ -21,7 +20,7 @@ from qrhead_rag.retriever import QRRetriever
 
 _IN_MEMORY = "in-memory:"  # begins the name of a model that came from nowhere, so that no other is taken in its place
 
-_loaded: "WeakValueDictionary[Hashable, QRRetriever]" = WeakValueDictionary()
+_loaded: "WeakValueDictionary[str, QRRetriever]" = WeakValueDictionary()
 _loading = Lock()
 
 
@@ -36,7 +35,8 @@ class ScorerOptions(BaseModel):
         instruction: replaces the instruction before the query.
         device: where the model is loaded; None takes an accelerator where there is one.
         dtype: what its weights are loaded as; None is float32 on CPU, the checkpoint's own elsewhere.
-        scorer: a loaded QRRetriever, used as it is and where it is. Model to instruction then describe it.
+        options: any other option of QRRetriever.from_pretrained (revision, trust_remote_code, window, piece_tokens …).
+        scorer: a loaded QRRetriever, used as it is and where it is. The other options then describe it.
 
     Raises:
         ValueError: an option contradicts `scorer`, or the described model lived in memory only.
@@ -51,6 +51,7 @@ class ScorerOptions(BaseModel):
     instruction: str | None = None
     device: str | None = None
     dtype: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
     scorer: Annotated[QRRetriever | None, SkipJsonSchema()] = Field(default=None, exclude=True, repr=False)
 
     @field_validator("model", "heads", mode="before")
@@ -86,14 +87,16 @@ class ScorerOptions(BaseModel):
         """
         if self.scorer is None:
             self._check_loadable()
-            options = {name: getattr(self, name) for name in ScorerOptions.model_fields if name != "scorer"}
+            names = ScorerOptions.model_fields.keys() - {"options", "scorer"}
+            described = {**self.options, **{name: getattr(self, name) for name in names}}
             with _loading:
-                scorer = _loaded.get(tuple(options.values()))
+                scorer = _loaded.get(_key(described))
                 if scorer is None:
-                    scorer = QRRetriever.from_pretrained(**options)
+                    scorer = QRRetriever.from_pretrained(**described)
                     # Known under its full description too: what an equal component reads from its serialized form.
-                    for key in (options, {**options, **_description(scorer)}):
-                        _loaded.setdefault(tuple(key.values()), scorer)
+                    found = _description(scorer)
+                    for options in (described, {**described, **found.pop("options"), **found}):
+                        _loaded.setdefault(_key(options), scorer)
             self.scorer = scorer
         return self.scorer
 
@@ -119,15 +122,21 @@ class ScorerOptions(BaseModel):
         return super().__deepcopy__(memo)
 
 
+def _key(options: dict[str, Any]) -> str:
+    return repr(sorted(options.items()))
+
+
 def _description(scorer: QRRetriever) -> dict[str, Any]:
     """The options that load an equal scorer, on whatever device there is then."""
     unnamed = scorer.model_name == type(scorer.model).__name__
+    reading = scorer.options.model_dump(exclude_defaults=True, exclude={"layout", "instruction"})
     return {
         "model": f"{_IN_MEMORY}{scorer.model_name}" if unnamed else scorer.model_name,
         "heads": scorer.heads,
         "mode": scorer.mode,
         "layout": scorer.layout,
         "instruction": None if scorer.instruction == INSTRUCTION else scorer.instruction,
+        "options": reading,
     }
 
 

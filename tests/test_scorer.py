@@ -75,6 +75,18 @@ def test_other_options_are_another_scorer(folder, changes):
     assert options(folder).load_scorer() is component.load_scorer()
 
 
+def test_further_options_are_passed_on_and_recorded(folder):
+    component = options(folder, device=None, mode="late", options={"piece_tokens": 20, "local_files_only": True})
+    scorer = component.load_scorer()
+    assert scorer.options.piece_tokens == 20
+    injected = ScorerOptions(scorer=scorer)
+    assert injected.options == {"piece_tokens": 20}
+    long = ["The keeper counts ships. " * 20, "Soup is served at noon. " * 20]
+    rebuilt = ScorerOptions.model_validate_json(injected.model_dump_json()).load_scorer()
+    assert rebuilt is not scorer, "what else it was loaded with is not known of an injected scorer"
+    assert rebuilt.score("who counts?", long) == pytest.approx(scorer.score("who counts?", long), abs=1e-6)
+
+
 def test_a_model_that_no_component_holds_is_given_up(folder):
     before = len(qrhead_rag.scorer._loaded)
     component = options(folder, instruction="Soon gone.")

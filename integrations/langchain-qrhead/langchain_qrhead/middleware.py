@@ -28,7 +28,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         token_counter: as for `trim_messages`.
         keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
         scorer: which model ranks, by the options of ScorerOptions: model, heads, mode (here `late`), layout,
-            instruction, device, dtype, or `scorer`, a QRRetriever that is already loaded and may be shared.
+            instruction, device, dtype, options, or `scorer`, a QRRetriever that is already loaded and may be shared.
 
     Raises:
         ValueError, TypeError: an option is out of range, unknown, or of the wrong kind.

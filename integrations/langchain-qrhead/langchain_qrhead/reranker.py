@@ -22,7 +22,7 @@ class QRHeadReranker(ScorerOptions, BaseDocumentCompressor):
     its score as metadata "relevance_score"; scores compare within one list only.
 
     Which model ranks is said by the options of ScorerOptions: model, heads, mode, layout, instruction, device, dtype,
-    or `scorer`, a QRRetriever that is already loaded and may be shared.
+    options, or `scorer`, a QRRetriever that is already loaded and may be shared.
 
     Attributes:
         top_n: documents to keep; None keeps all.

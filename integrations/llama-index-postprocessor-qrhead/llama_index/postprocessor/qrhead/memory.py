@@ -24,7 +24,7 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
     memory blocks the history has the share `chat_history_token_ratio` of the limit. The store is not changed.
 
     Which model ranks is said by the options of ScorerOptions: model, heads, mode (here `late`), layout, instruction,
-    device, dtype, or `scorer`, a QRRetriever that is already loaded and may be shared.
+    device, dtype, options, or `scorer`, a QRRetriever that is already loaded and may be shared.
 
     Attributes:
         keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.

@@ -23,7 +23,9 @@ class QRHeadReranker(ScorerOptions, BaseNodePostprocessor):
     """Reorders nodes by relevance to the query and keeps the best, for query engines, chat engines and retrievers.
 
     Which model ranks is said by the options of ScorerOptions: model, heads, mode, layout, instruction, device, dtype,
-    or `scorer`, a QRRetriever that is already loaded and may be shared. The nodes that come in are not changed.
+    options, or `scorer`, a QRRetriever that is already loaded and may be shared.
+
+    The nodes that come in are not changed.
 
     Attributes:
         top_n: nodes to keep; None keeps all.
