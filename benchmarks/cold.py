@@ -2,7 +2,7 @@
 
 1. `rank` against one plain forward pass of the same tokens: every layer, sdpa, no logits.
 2. The published procedure done plainly against `rank`: every layer and head under eager attention, null query first,
-   the query after it on the same keys and values. Both give the same scores, which is checked.
+   then the query on the same keys and values. Both give the same scores, which is checked.
 3. Peak memory of a ranking of 8,000 tokens, over the loaded model, against the keys and values of the layers that run.
 
 Times are medians of interleaved runs. Model: the embedded one with its four heads, float32; texts: the handbook.

@@ -5,6 +5,7 @@ from itertools import pairwise
 from types import MappingProxyType
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from qrhead_rag import Passage
@@ -325,3 +326,46 @@ def test_a_template_without_control_tokens_at_all():
     prompt = PromptTokenizer(tokenizer).prompt(PromptTemplate.for_tokenizer(tokenizer), CONTENTS, QUERY)
     assert tokenizer.decode(prompt.ids).startswith("Q:  Here are some paragraphs:\n\n[1] ")
     assert tokenizer.decode(prompt.ids).endswith(f"Query: {QUERY}\nA:")
+
+
+def sentencepiece_like(kind):
+    """Tokenizers that mark word beginnings instead of spelling spaces, as Llama 2, Mistral and Gemma have them."""
+    alphabet = sorted(set("".join(CONTENTS) + INSTRUCTION + QUERY + "[]0123456789:HereareQAnswN/<>|_endim\n▁"))
+    special = ["<unk>", "<s>", "<turn>"]
+    if kind == "unigram":
+        pieces = [*((token, 0.0) for token in special), *((character, -9.0) for character in alphabet)]
+        model = models.Unigram([*pieces, ("▁The", -2.0), ("keeper", -2.0), ("<0x41>", -20.0)], 0, False)
+    else:
+        tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *alphabet, "▁T", "▁Th", "ke"]
+        merges = [("▁", "T"), ("▁T", "h"), ("k", "e")]
+        vocab = {token: index for index, token in enumerate(tokens)}
+        model = models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    tokenizer = Tokenizer(model)
+    if kind == "normalizer":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+    fast.chat_template = "{{ bos_token }}{% for m in messages %}<turn>{{ m.content }}<turn>{% endfor %}"
+    return fast
+
+
+@pytest.mark.parametrize("kind", ["normalizer", "metaspace", "unigram"])
+@pytest.mark.parametrize(
+    "text", ["The keeper", "", "🚀 ship 🚀🚀", "<turn> <s> <unk>", " two  spaces ", "a\ud800b", "ש"]
+)
+def test_tokenizers_that_mark_word_beginnings(kind, text):
+    tokenizer = sentencepiece_like(kind)
+    prompts, template = PromptTokenizer(tokenizer), PromptTemplate.for_tokenizer(tokenizer)
+    contents = [text, CONTENTS[0], text]
+    prompt = prompts.prompt(template, contents, QUERY)
+    for number, (span, content) in enumerate(zip(prompt.documents, contents, strict=True), start=1):
+        shown = f"[{number}] {content}"
+        offsets = prompt.offsets[span.start : span.end]
+        assert set().union(*(range(start, end) for start, end in offsets)) == set(range(len(shown)))
+    added = {tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "<turn>")}
+    assert [token for token in prompt.ids if token in added] == [1, 2, 2]
+    ids, offsets = prompts.passage(text)
+    assert not added & set(ids)
+    assert max(end for _, end in offsets) == len(f"[1] {text}")
