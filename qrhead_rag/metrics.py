@@ -4,7 +4,7 @@ Needs the extra `eval`; nothing is computed here that those libraries compute.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,15 +89,14 @@ def confidence_interval(values: Sequence[float], confidence: float = 0.95, seed:
     mean = sum(values) / len(values)
     if len(set(values)) == 1:
         return Interval(mean, mean, mean)
-    stats, numpy = require_extra("scipy.stats", "eval"), require_extra("numpy", "eval")
-    found = stats.bootstrap(
+    found = require_extra("scipy.stats", "eval").bootstrap(
         (list(values),),
-        numpy.mean,
+        _mean,
         n_resamples=9999,
         batch=max(1, 10**7 // len(values)),
         confidence_level=confidence,
         method="percentile",
-        rng=numpy.random.default_rng(seed),
+        rng=seed,
     ).confidence_interval
     return Interval(mean, float(found.low), float(found.high))
 
@@ -121,13 +120,16 @@ def paired_test(first: Sequence[float], second: Sequence[float], seed: int = 0) 
     mean = sum(differences) / len(differences)
     if not any(differences):
         return Comparison(0.0, 1.0)
-    stats, numpy = require_extra("scipy.stats", "eval"), require_extra("numpy", "eval")
-    p_value = stats.permutation_test(
+    p_value = require_extra("scipy.stats", "eval").permutation_test(
         (differences,),
-        numpy.mean,
+        _mean,
         permutation_type="samples",
         n_resamples=9999,
         batch=max(1, 10**7 // len(differences)),
-        rng=numpy.random.default_rng(seed),
+        rng=seed,
     ).pvalue
     return Comparison(mean, float(p_value))
+
+
+def _mean(values: Any, axis: int) -> Any:
+    return values.mean(axis=axis)
