@@ -1,9 +1,9 @@
 """What a head is worth on one example: the criteria by which heads are chosen.
 
-    mass         calibrated attention on the relevant documents (QRHead, Zhang et al., arXiv 2506.09944, eq. 1) ndcg
-    nDCG@10 of the ranking by this head alone (the selection for the BEIR experiments of the same paper) contrastive
-    softmax over the documents at a temperature, its mass on the relevant ones (CoRe heads, Tran et al., arXiv
-                 2510.02219); its published detector knows one relevant document a list, here there may be several
+    mass         calibrated attention on the relevant documents (QRHead, Zhang et al., arXiv 2506.09944, eq. 1)
+    ndcg         nDCG@10 of the ranking by this head alone (the selection for the BEIR experiments of the same paper)
+    contrastive  softmax over the documents at a temperature, its mass on the relevant ones (CoRe heads, Tran et al.,
+                 arXiv 2510.02219); its published detector knows one relevant document a list, here there may be several
 
 `mass` prefers heads that attend much, the other two heads that attend selectively.
 """

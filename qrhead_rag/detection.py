@@ -1,7 +1,8 @@
 """Labelled examples to a head set: which heads of a model find what a query needs, and what they are worth.
 
-    recording = record(QRRetriever.from_pretrained(model, heads="all"), examples, "scores/")
-    detection = detect({"nq": recording}, model)
+    retriever = QRRetriever.from_pretrained(model, heads="all", mode="late")
+    recording = record(retriever, examples, "scores/")
+    detection = detect({"nq": recording}, retriever.model_name, retriever.shape, retriever.mode)
     detection.head_set("nq").save("heads.json")
 
 Everything is computed from recorded scores (recording.py), so another criterion or number of heads costs seconds.
