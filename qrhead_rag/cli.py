@@ -4,7 +4,6 @@ torch and transformers are imported by the commands that need them, so that help
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
@@ -17,7 +16,7 @@ from qrhead_rag import __version__
 from qrhead_rag.cli_detect import detect
 from qrhead_rag.cli_errors import one_line_errors
 from qrhead_rag.cli_evaluate import evaluate
-from qrhead_rag.heads import HeadSet, Mode, shipped_head_sets
+from qrhead_rag.heads import HeadSet, Mode, parse_heads, shipped_head_sets
 from qrhead_rag.selection import Order, Selection
 
 if TYPE_CHECKING:
@@ -169,17 +168,6 @@ def load(
         if model is None or error.filename is not None or model in str(error):
             raise
         raise OSError(f"{model}: {error}") from error
-
-
-def parse_heads(heads: str | None) -> str | list[tuple[int, int]] | None:
-    """Pairs written like 17-3,18-6 as pairs; any other choice as it is.
-
-    >>> parse_heads("17-3,18-6")
-    [(17, 3), (18, 6)]
-    """
-    if heads is None or not re.fullmatch(r"\d+-\d+(,\d+-\d+)*", heads):
-        return heads
-    return [(int(layer), int(head)) for layer, head in (pair.split("-") for pair in heads.split(","))]
 
 
 def _read(file: str, file_format: "FileFormat | None") -> "tuple[bytes, str, FileFormat]":

@@ -129,7 +129,8 @@ class _Loader:
         self._first: QRRetriever | None = None
 
     def __call__(self, heads: str | None, mode: Mode) -> "QRRetriever":
-        from qrhead_rag.cli import load, parse_heads
+        from qrhead_rag.cli import load
+        from qrhead_rag.heads import parse_heads
         from qrhead_rag.retriever import QRRetriever
 
         if self._first is None:

@@ -6,6 +6,7 @@ QRHead (Zhang et al., EMNLP 2025, arXiv 2506.09944), DySCO (arXiv 2602.22175) an
 """
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from qrhead_rag.files import parse_json, replaced
 
 Head: TypeAlias = tuple[int, int]
 Mode: TypeAlias = Literal["listwise", "independent", "late"]
@@ -61,7 +64,7 @@ class HeadSet(BaseModel):
     def _check_heads(cls, heads: tuple[Head, ...]) -> tuple[Head, ...]:
         if not heads:
             raise ValueError("a head set needs at least one (layer, head) pair, found none")
-        repeated = sorted({head for head in heads if heads.count(head) > 1}) if len(set(heads)) < len(heads) else []
+        repeated = sorted(head for head, count in Counter(heads).items() if count > 1)
         if repeated:
             raise ValueError(f"each head may be named once, found twice: {repeated}")
         return heads
@@ -91,20 +94,21 @@ class HeadSet(BaseModel):
         """Read a set saved with `save`.
 
         Raises:
-            FileNotFoundError: no such file.
+            OSError: no such file, or it cannot be read.
             ValueError: the file is not JSON, or not a head set of this version; the message names the file.
         """
         path = Path(path)
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(parse_json(path.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not JSON ({error}); expected a file written by HeadSet.save") from error
         except ValidationError as error:
             raise ValueError(f"{path} is not a head set: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the set as JSON; `load` gives an equal one back."""
-        Path(path).write_text(self.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+        """Write the set as JSON, whole or not at all; `load` gives an equal one back."""
+        with replaced(path) as file:
+            file.write_text(self.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
 
     def check_belongs_to(self, model: str, shape: ModelShape) -> None:
         """Refuse the set of another model; warn where only the name differs (a fine-tune, a mirror, a local folder).
@@ -205,6 +209,17 @@ def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode) 
             return HeadSet(**found, name="given", criterion="given", source="given by the caller", heads=pairs)
     heads.check_belongs_to(model, shape)
     return heads
+
+
+def parse_heads(heads: str | None) -> str | list[tuple[int, int]] | None:
+    """Pairs written like 17-3,18-6 as pairs; any other choice as it is.
+
+    >>> parse_heads("17-3,18-6")
+    [(17, 3), (18, 6)]
+    """
+    if heads is None or not re.fullmatch(r"\d+-\d+(,\d+-\d+)*", heads):
+        return heads
+    return [(int(layer), int(head)) for layer, head in (pair.split("-") for pair in heads.split(","))]
 
 
 def _whole(number: int) -> int:

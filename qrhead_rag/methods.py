@@ -4,20 +4,22 @@
     bm25              BM25, its word statistics taken from the list
     embedding:FOLDER  cosine of sentence embeddings
     all               every head of the model (In-Context Re-ranking, Chen et al., arXiv 2410.02642)
-    HEADS             heads as QRRetriever takes them: `default`, the name of a shipped set, a file ending in .json
+    HEADS             `default`, the name of a shipped set, a file ending in .json, or pairs like 17-3,18-6
     module:function   any function of a query and a list of texts that returns a score for each
 
 Heads may name a mode after an @, as in `default@late`; without one it is `listwise`.
 """
 
 import importlib
+import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast, get_args
 
 from qrhead_rag.embedding import EmbeddingModel
 from qrhead_rag.first_stage import BM25, require_extra
-from qrhead_rag.heads import Mode
+from qrhead_rag.heads import Mode, parse_heads
 from qrhead_rag.prompt import Passage
 from qrhead_rag.retriever import QRRetriever
 
@@ -38,15 +40,30 @@ Method: TypeAlias = Callable[[str, Sequence[Passage]], Ranked]
 """Ranks the documents of a list for a query."""
 
 
+def parse_methods(names: str) -> list[str]:
+    """Names parted by commas; pairs that stand together are one head set.
+
+    >>> parse_methods("bm25, default@late,17-3,18-6@late,all")
+    ['bm25', 'default@late', '17-3,18-6@late', 'all']
+    """
+    return [found.strip() for found in _NAMES.findall(names) if found.strip()]
+
+
+_PAIRS = r"\d+-\d+(?:,\d+-\d+)*"
+_NAMES = re.compile(rf"\s*{_PAIRS}(?:@\w+)?\s*(?=,|$)|[^,]+")
+
+
 def by_score(scores: Sequence[float], expected: int) -> Ranked:
     """Best first; equal scores keep the order of the list.
 
     Raises:
-        ValueError: another number of scores than of documents.
+        ValueError: another number of scores than of documents, or one that is not finite.
     """
     if len(scores) != expected:
         raise ValueError(f"{len(scores)} scores for {expected} documents; expected one for each")
     found = [float(score) for score in scores]
+    if odd := [score for score in found if not math.isfinite(score)]:
+        raise ValueError(f"{len(odd)} of {expected} scores are not finite, {odd[0]} for one; expected numbers")
     return Ranked(sorted(range(expected), key=lambda index: -found[index]), found)
 
 
@@ -75,9 +92,9 @@ def make_method(
         return _bm25
     if kind == "embedding" and rest:
         return _from_scores(EmbeddingModel(rest).scores)
-    if rest:
-        return _from_scores(find_function(name))
     heads, _, mode = name.partition("@")
+    if rest and not heads.endswith(".json"):
+        return _of_others(name)
     if (mode or "listwise") not in get_args(Mode):
         raise ValueError(f"mode {mode!r} of method {name!r} is unknown; expected one of {', '.join(get_args(Mode))}")
     load = load_retriever or _load_embedded
@@ -85,7 +102,7 @@ def make_method(
 
 
 def _load_embedded(heads: str | None, mode: Mode) -> QRRetriever:
-    return QRRetriever.from_pretrained(heads=heads, mode=mode)
+    return QRRetriever.from_pretrained(heads=parse_heads(heads), mode=mode)
 
 
 def _random(seed: int) -> Method:
@@ -103,6 +120,18 @@ def _bm25(query: str, documents: Sequence[Passage]) -> Ranked:
 def _from_scores(score: Callable[[str, list[str]], Sequence[float]]) -> Method:
     def method(query: str, documents: Sequence[Passage]) -> Ranked:
         return by_score(score(query, [document.content for document in documents]), len(documents))
+
+    return method
+
+
+def _of_others(name: str) -> Method:
+    ranked = _from_scores(find_function(name))
+
+    def method(query: str, documents: Sequence[Passage]) -> Ranked:
+        try:
+            return ranked(query, documents)
+        except Exception as error:  # not ours, so its traceback is shown, whatever its kind
+            raise RuntimeError(f"{name} failed on {query!r}: {error}") from error
 
     return method
 
