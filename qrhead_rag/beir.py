@@ -1,8 +1,10 @@
-"""Reader of a BEIR folder (Thakur et al., arXiv 2104.08663), with candidates from BM25. The folder holds
+"""Reader of a BEIR folder (Thakur et al., arXiv 2104.08663). The folder holds
 
-folder/corpus.jsonl       _id, title, text
-folder/queries.jsonl      _id, text
-folder/qrels/<split>.tsv  query-id, corpus-id, score
+    corpus.jsonl       _id, title, text
+    queries.jsonl      _id, text
+    qrels/<split>.tsv  query-id, corpus-id, score
+
+The candidates of a query are the passages that BM25 ranks best.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +13,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qrhead_rag.examples import Found, LabelledExample, MalformedRecord, json_records, reason
+from qrhead_rag.examples import Found, LabelledExample, MalformedRecord, json_records, read_text, reason
 from qrhead_rag.first_stage import BM25
 from qrhead_rag.prompt import Passage
 
@@ -107,7 +109,7 @@ def _texts(path: Path) -> Iterator[_Text | MalformedRecord]:
 def _judgements(
     path: Path, queries: Mapping[str, str], corpus: Mapping[str, Passage]
 ) -> Iterator[_Judgement | MalformedRecord]:
-    for line, row in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
+    for line, row in enumerate(read_text(path).rstrip("\n").split("\n")[1:], start=2):
         try:
             yield _judgement(row, queries, corpus)
         except ValueError as error:

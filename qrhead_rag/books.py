@@ -1,14 +1,17 @@
 """Reader of CLIPPER (Pham et al., arXiv 2502.14854): claims about a book, its chapters as documents. The folder holds
 
-folder/books/<book>/<chapter>.txt   the chapters, numbered from 1
-folder/claims/<book>.csv            facts, corrupted_facts, source ("Chapter 1, 2") and columns that are not used
+    books/<book>/<chapter>.txt   the chapters, numbered from 1
+    claims/<book>.csv            facts, corrupted_facts, source ("Chapter 1, 2") and columns that are not used
+
+The false twin of a claim (`corrupted_facts`) goes into its metadata.
 """
 
 import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from qrhead_rag.examples import Found, LabelledExample, MalformedRecord, reason
+from qrhead_rag.examples import Found, LabelledExample, MalformedRecord, foreign_bytes, read_text, reason
 from qrhead_rag.prompt import Passage
 
 _NUMBERS = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
@@ -32,41 +35,56 @@ def read_clipper(folder: Path) -> Found:
 
 
 def _claims(path: Path, book: Path) -> Found:
-    chapters = _chapters(book)
+    chapters: list[Passage] = []
+    for found in _chapters(book):
+        if isinstance(found, MalformedRecord):
+            yield found
+            return
+        chapters.append(found)
     if not chapters:
         yield MalformedRecord(path, 1, f"no chapters beside these claims: expected numbered texts, {book}/1.txt and on")
         return
-    places = {int(chapter.id or 0): place for place, chapter in enumerate(chapters)}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    documents = tuple(chapters)  # shared by all claims of the book
+    places = {int(chapter.id or 0): place for place, chapter in enumerate(documents)}
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         rows = csv.DictReader(stream)
-        line = 2
-        for number, row in enumerate(rows):
+        line, number = 2, 0
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                yield MalformedRecord(path, line, f"not CSV: {error}; nothing after it was read")
+                return
+            if row is None:
+                return
             try:
                 yield LabelledExample(
                     id=f"{book.name}:{number}",
                     query=_cell(row, "facts"),
                     answer="true",
-                    documents=chapters,
+                    documents=documents,
                     relevant=_relevant(_cell(row, "source"), places),
                     metadata={"book": book.name, "corrupted_facts": _cell(row, "corrupted_facts")},
                 )
             except ValueError as error:
                 yield MalformedRecord(path, line, reason(error))
-            line = rows.line_num + 1
+            line, number = rows.line_num + 1, number + 1
 
 
-def _chapters(book: Path) -> tuple[Passage, ...]:
-    numbered = sorted((int(path.stem), path) for path in book.glob("*.txt") if path.stem.isdigit())
-    return tuple(
-        Passage(text=path.read_text(encoding="utf-8-sig").strip(), title=f"Chapter {number}", id=str(number))
-        for number, path in numbered
-    )
+def _chapters(book: Path) -> Iterator[Passage | MalformedRecord]:
+    for number, path in sorted((int(path.stem), path) for path in book.glob("*.txt") if path.stem.isdigit()):
+        text = read_text(path)
+        lines = enumerate(text.split("\n"), start=1)
+        bad = next((MalformedRecord(path, line, found) for line, one in lines if (found := foreign_bytes(one))), None)
+        yield bad or Passage(text=text.strip(), title=f"Chapter {number}", id=str(number))
 
 
 def _cell(row: dict[str, str | None], column: str) -> str:
     value = row.get(column)
     if not value or not value.strip():
         raise ValueError(f"column {column!r} is empty or missing; found columns {[name for name in row if name]}")
+    if foreign := foreign_bytes(value):
+        raise ValueError(f"column {column!r}: {foreign}")
     return value.strip()
 
 

@@ -1,8 +1,10 @@
 """Labelled data: every format that can be read, by name or recognised by its fields. For instance
 
-examples = load_examples("hotpot_dev_distractor_v1.json")
-examples = load_examples("scifact/", candidates=50)
-examples = load_examples("longmemeval_s.json", unit="round", skip_bad=True)
+    examples = load_examples("hotpot_dev_distractor_v1.json")
+    examples = load_examples("scifact/", candidates=50)
+    examples = load_examples("longmemeval_s.json", unit="round", skip_bad=True)
+
+A record that cannot be used is reported with file and line.
 """
 
 import random
@@ -120,6 +122,7 @@ def recognise(path: Path) -> str:
     Raises:
         FileNotFoundError: nothing there.
         ValueError: no known format; the message has the fields found and the formats there are.
+        DatasetError: nothing at the beginning of the file can be read.
     """
     if path.is_dir():
         if (path / "corpus.jsonl").exists():
@@ -129,8 +132,10 @@ def recognise(path: Path) -> str:
         raise ValueError(f"{path} is neither a BEIR folder (corpus.jsonl) nor a CLIPPER one (claims/, books/)")
     if not path.is_file():
         raise FileNotFoundError(f"no file or folder {path}")
-    first = [raw.value for raw in islice(json_records(path), 20) if isinstance(raw, RawRecord)]
-    fields = set().union(*(value for value in first if isinstance(value, dict)))
+    first = list(islice(json_records(path), 20))
+    fields = set().union(*(raw.value for raw in first if isinstance(raw, RawRecord) and isinstance(raw.value, dict)))
+    if not fields and (problems := [raw for raw in first if isinstance(raw, MalformedRecord)]):
+        raise DatasetError(problems)
     for name, marks in _MARKS.items():
         if marks <= fields:
             return name

@@ -6,6 +6,8 @@ that cannot become one is a MalformedRecord with file, line and reason. This fil
 
 import gzip
 import json
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
@@ -116,6 +118,8 @@ class DatasetError(ValueError):
         )
 
 
+_FOREIGN = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of bytes
+
 Record = TypeVar("Record", bound=BaseModel)
 Found: TypeAlias = Iterator[LabelledExample | MalformedRecord]
 
@@ -128,11 +132,29 @@ class RawRecord(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, which may be gzipped (its name ends in .gz)."""
+    """The text of a file, which may be gzipped (its name ends in .gz); `foreign_bytes` tells what in it is no UTF-8.
+
+    Raises:
+        ValueError: a gzipped file that is cut off or damaged.
+    """
+    content = path.read_bytes()
     if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8-sig") as stream:
-            return stream.read()
-    return path.read_text(encoding="utf-8-sig")
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no whole gzip file ({error}); fetch it again") from error
+    # bytes that are no UTF-8 stay in their place, so that only the record they are in is malformed
+    return content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
+
+
+def foreign_bytes(text: str) -> str | None:
+    """What is wrong with a text of `read_text` that is not all UTF-8; None where it is.
+
+    >>> foreign_bytes("caf\\udce9"), foreign_bytes("café")
+    ('not UTF-8: byte 0xe9', None)
+    """
+    found = _FOREIGN.search(text)
+    return None if found is None else f"not UTF-8: byte 0x{ord(found[0]) - 0xDC00:02x}"
 
 
 def json_records(path: Path) -> Iterator[RawRecord | MalformedRecord]:
@@ -147,18 +169,25 @@ def json_records(path: Path) -> Iterator[RawRecord | MalformedRecord]:
         yield from _array_elements(path, text, start + 1)
         return
     try:
-        yield RawRecord(1 + text.count("\n", 0, start), json.loads(text))
+        whole = json.loads(text)
     except json.JSONDecodeError as error:
         if text[start:].split("\n", 1)[0].strip() == "{":  # one object over many lines, not one a line
             yield MalformedRecord(path, error.lineno, f"not JSON: {error.msg}")
         else:
             yield from _lines(path, text)
+    else:
+        line = 1 + text.count("\n", 0, start)
+        foreign = foreign_bytes(text)
+        yield MalformedRecord(path, line, foreign) if foreign else RawRecord(line, whole)
 
 
 def _lines(path: Path, text: str) -> Iterator[RawRecord | MalformedRecord]:
     # str.splitlines would also cut at U+2028 and its like, which may stand unescaped inside a JSON string
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
+            continue
+        if foreign := foreign_bytes(line):
+            yield MalformedRecord(path, number, foreign)
             continue
         try:
             yield RawRecord(number, json.loads(line))
@@ -174,7 +203,8 @@ def _array_elements(path: Path, text: str, at: int) -> Iterator[RawRecord | Malf
         while text[at : at + 1] != "]":
             line, counted = line + text.count("\n", counted, at), at
             value, end = decoder.raw_decode(text, at)
-            yield RawRecord(line, value)
+            foreign = foreign_bytes(text[at:end])
+            yield MalformedRecord(path, line, foreign) if foreign else RawRecord(line, value)
             at = _skip_space(text, end)
             if text[at : at + 1] == ",":
                 at = _skip_space(text, at + 1)

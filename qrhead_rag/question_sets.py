@@ -4,6 +4,7 @@ shares its format), MuSiQue, retriever output as DPR writes it (Natural Question
 Each format is a pydantic model of its record; fields that are not used are not asked for.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -233,7 +234,8 @@ def read_jsonl(path: Path) -> Found:
 
 def write_jsonl(examples: Sequence[LabelledExample], path: Path) -> None:
     """Write examples as plain JSONL, which `read_jsonl` reads back equal: candidate lists made once, used again."""
-    path.write_text("".join(example.model_dump_json() + "\n" for example in examples), encoding="utf-8")
+    # escaped by json, not by pydantic, which refuses the lone surrogates that real data has now and then
+    path.write_text("".join(json.dumps(example.model_dump()) + "\n" for example in examples), encoding="utf-8")
 
 
 def _places(ids: Sequence[str], named: Sequence[str], field: str, what: str) -> tuple[int, ...]:

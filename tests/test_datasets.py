@@ -94,6 +94,36 @@ def test_an_array_cut_off_gives_what_stands_before(tmp_path):
         assert len(load_examples(path, skip_bad=True)) == 1
 
 
+@pytest.mark.parametrize("laid_out", ["lines", "array", "whole"])
+def test_bytes_that_are_no_utf8_spoil_their_record_alone(tmp_path, laid_out):
+    bad = json.dumps(HOTPOT).encode().replace(b"harbour is", b"harb\xe9r is")
+    good = json.dumps(HOTPOT).encode()
+    path = tmp_path / "hotpot.json"
+    content = {"lines": good + b"\n" + bad + b"\n" + good, "array": b"[" + good + b",\n" + bad + b",\n" + good + b"]"}
+    path.write_bytes(content.get(laid_out, bad))
+    line, others = (1, 0) if laid_out == "whole" else (2, 2)
+    with pytest.raises(DatasetError, match=rf"{path.name}:{line}: not UTF-8: byte 0xe9"):
+        load_examples(path, format="hotpotqa")
+    if others:
+        with pytest.warns(UserWarning, match="not UTF-8"):
+            assert len(load_examples(path, skip_bad=True)) == others
+
+
+def test_a_gzipped_file_cut_off_is_named(tmp_path):
+    path = tmp_path / "nq.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(HOTPOT).encode() * 50)[:-20])
+    with pytest.raises(ValueError, match=r"nq\.jsonl\.gz is no whole gzip file"):
+        load_examples(path)
+    path.write_bytes(b"no gzip at all")
+    with pytest.raises(ValueError, match=r"nq\.jsonl\.gz is no whole gzip file"):
+        load_examples(path)
+
+
+def test_a_file_with_nothing_but_broken_lines_is_reported_by_line(tmp_path):
+    with pytest.raises(DatasetError, match=r"broken\.jsonl:1: not JSON"):
+        load_examples(write(tmp_path / "broken.jsonl", '{"question": "cut'))
+
+
 def test_nothing_usable_is_an_error_even_when_skipping(tmp_path):
     path = write(tmp_path / "hotpot.json", [{"context": [], "supporting_facts": []}])
     with pytest.raises(DatasetError):
@@ -261,7 +291,7 @@ def clipper(tmp_path):
     claims.mkdir()
 
     def make(*rows):
-        with (claims / "12.csv").open("w", encoding="utf-8", newline="") as stream:
+        with (claims / "12.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["facts", "corrupted_facts", "source"])
             writer.writerows(rows)
@@ -286,6 +316,21 @@ def test_clipper_malformed_rows_have_the_line_they_begin_on(clipper):
         load_examples(folder)
     assert [problem.line for problem in caught.value.problems] == [4, 5, 6]
     assert "names chapters [3], the book has [1, 2, 10]" in caught.value.problems[0].reason
+
+
+def test_clipper_names_the_chapter_or_claim_that_is_no_utf8(clipper):
+    folder = clipper(["Ida sails.", "Ida drowns.", "Chapter 1"], ["Tom st\udce9ys.", "Tom leaves.", "Chapter 2"])
+    with pytest.raises(DatasetError, match=r"12\.csv:3: column 'facts': not UTF-8: byte 0xe9"):
+        load_examples(folder)
+    (folder / "books" / "12" / "2.txt").write_bytes(b"Chapter two.\nCaf\xe9.\n")
+    with pytest.raises(DatasetError, match=r"2\.txt:2: not UTF-8: byte 0xe9"):
+        load_examples(folder)
+
+
+def test_clipper_that_is_no_csv_ends_where_it_fails(clipper):
+    folder = clipper(["Ida sails.", "Ida drowns.", "Chapter 1"], ["x" * 200_000, "y", "Chapter 1"])
+    with pytest.warns(UserWarning, match=r"12\.csv:3: not CSV: field larger than field limit"):
+        assert [example.query for example in load_examples(folder, skip_bad=True)] == ["Ida sails."]
 
 
 @pytest.fixture
@@ -316,7 +361,7 @@ def test_beir_lists_come_from_bm25_and_misses_are_counted(beir):
 
 def test_beir_malformed_judgements(beir):
     with (beir / "qrels" / "test.tsv").open("a", encoding="utf-8") as stream:
-        stream.write("a\td9\t1\na\td1\nb\td1\tyes\n")
+        stream.write("a\td9\t1\r\na\td1\r\nb\td1\tyes\r\n")
     with pytest.raises(DatasetError) as caught:
         load_examples(beir)
     assert [problem.line for problem in caught.value.problems] == [6, 7, 8]
@@ -364,6 +409,9 @@ def test_plain_jsonl_by_index_or_by_id_and_back(tmp_path):
     graded = first.model_copy(update={"grades": (2,), "missed": (1,), "metadata": {"kind": "x"}})
     write_jsonl([graded, second], tmp_path / "again.jsonl")
     assert load_examples(tmp_path / "again.jsonl") == [graded, second]
+    lone = first.model_copy(update={"id": "0", "query": "half an emoji \ud83d"})
+    write_jsonl([lone], tmp_path / "lone.jsonl")
+    assert load_examples(tmp_path / "lone.jsonl") == [lone]
 
 
 @pytest.mark.parametrize(
