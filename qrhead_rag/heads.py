@@ -8,6 +8,7 @@ QRHead (Zhang et al., EMNLP 2025, arXiv 2506.09944), DySCO (arXiv 2602.22175) an
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources

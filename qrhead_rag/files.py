@@ -1,0 +1,55 @@
+"""Files that others write and read meanwhile, or may have damaged: written whole or not at all, read without surprises.
+
+Nothing here or anywhere else in the package is pickled: what is kept is JSON or safetensors.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replaced(path: str | Path) -> Iterator[Path]:
+    """A new file to write, which takes the place of `path` in one step once it is whole.
+
+    Whoever reads `path` sees the old file or the new one, also when several write it at once or the writer is
+    interrupted. A symbolic link is replaced, not the file it points to.
+
+    Raises:
+        OSError: the folder is missing or cannot be written.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".qrhead-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        unfinished.touch(exist_ok=False)
+        with suppress(FileNotFoundError):
+            shutil.copymode(path, unfinished)
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        json.JSONDecodeError: not JSON, or nested deeper or with longer numbers than Python reads.
+
+    >>> parse_json("[" * 100_000)
+    Traceback (most recent call last):
+    json.decoder.JSONDecodeError: nested too deeply: line 1 column 1 (char 0)
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", text, 0) from error
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error), text, 0) from error
