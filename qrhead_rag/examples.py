@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from qrhead_rag.files import parse_json
 from qrhead_rag.prompt import Passage, check_query
 
 
@@ -169,7 +170,7 @@ def json_records(path: Path) -> Iterator[RawRecord | MalformedRecord]:
         yield from _array_elements(path, text, start + 1)
         return
     try:
-        whole = json.loads(text)
+        whole = parse_json(text)
     except json.JSONDecodeError as error:
         if text[start:].split("\n", 1)[0].strip() == "{":  # one object over many lines, not one a line
             yield MalformedRecord(path, error.lineno, f"not JSON: {error.msg}")
@@ -190,7 +191,7 @@ def _lines(path: Path, text: str) -> Iterator[RawRecord | MalformedRecord]:
             yield MalformedRecord(path, number, foreign)
             continue
         try:
-            yield RawRecord(number, json.loads(line))
+            yield RawRecord(number, parse_json(line))
         except json.JSONDecodeError as error:
             yield MalformedRecord(path, number, f"not JSON: {error.msg} at column {error.colno}")
 
@@ -212,6 +213,8 @@ def _array_elements(path: Path, text: str, at: int) -> Iterator[RawRecord | Malf
                 raise json.JSONDecodeError("expected ',' or ']'", text, at)
     except json.JSONDecodeError as error:
         yield MalformedRecord(path, error.lineno, f"not JSON: {error.msg}; nothing after it was read")
+    except (RecursionError, ValueError) as error:
+        yield MalformedRecord(path, line, f"not JSON: {error}; nothing after it was read")
 
 
 def _skip_space(text: str, at: int) -> int:

@@ -109,6 +109,17 @@ def test_bytes_that_are_no_utf8_spoil_their_record_alone(tmp_path, laid_out):
             assert len(load_examples(path, skip_bad=True)) == others
 
 
+@pytest.mark.parametrize("odd", ["[" * 100_000, "9" * 5000])
+def test_json_that_python_does_not_read_is_malformed(tmp_path, odd):
+    good = json.dumps(HOTPOT)
+    path = write(tmp_path / "lines.jsonl", f"{good}\n{odd}\n{good}\n")
+    with pytest.warns(UserWarning, match=r"lines\.jsonl:2: not JSON"):
+        assert len(load_examples(path, skip_bad=True)) == 2
+    path = write(tmp_path / "array.json", f"[{good},\n{odd},\n{good}]")
+    with pytest.warns(UserWarning, match=r"array\.json:2: not JSON.*nothing after it was read"):
+        assert len(load_examples(path, skip_bad=True)) == 1
+
+
 def test_a_gzipped_file_cut_off_is_named(tmp_path):
     path = tmp_path / "nq.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(HOTPOT).encode() * 50)[:-20])
