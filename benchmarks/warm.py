@@ -25,7 +25,10 @@ def passages(number: int, words: int = 58) -> list[str]:
     """About 80 tokens each: stretches of the handbook, no two the same."""
     text = resources.files("qrhead_rag").joinpath("data/handbook.jsonl").read_text(encoding="utf-8")
     all_words = [word for line in text.splitlines() for word in json.loads(line)["text"].split()]
-    return [" ".join((all_words * 2)[start : start + words]) for start in range(0, 37 * number, 37)]
+    starts = (37 * place % len(all_words) for place in range(number))
+    found = [" ".join((all_words * 2)[start : start + words]) for start in starts]
+    assert len(set(found)) == number
+    return found
 
 
 def median(seconds: list[float]) -> float:

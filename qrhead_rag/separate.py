@@ -207,13 +207,14 @@ class SeparateList:
             FloatingPointError: attention that is not finite.
         """
         joined = self._join()
-        # The query stands right after the longest piece of the list: nearer is better, and all lists of it agree.
-        position = self._run_prefix().get_seq_length() + int(joined.places.max()) + 1
-        if joined.null is None:
-            joined.null = self._attend([NULL_QUERY], position, joined)[:, 0]
+        position = self._query_position(joined)
         readings: list[Reading] = []
         for group in self._groups(queries):
-            attention = self._attend(group, position, joined)
+            if joined.null is None:
+                attention = self._attend([*group, NULL_QUERY], position, joined)  # (heads, queries + 1, tokens)
+                joined.null = attention[:, -1].clone()
+            else:
+                attention = self._attend(group, position, joined)  # (heads, queries, tokens)
             readings += [
                 Reading(
                     calibrate(attention[:, number], joined.null),
@@ -255,6 +256,10 @@ class SeparateList:
             pieces[place].append(EncodedPiece(ranges, keys, {}))
         self._passages = {text: EncodedPassage(tuple(pieces[place])) for place, text in self._contents.items()}
         self._joined = None
+
+    def _query_position(self, joined: "_Joined") -> int:
+        """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
+        return self._run_prefix().get_seq_length() + int(joined.places.max()) + 1
 
     def _groups(self, queries: Sequence[str]) -> Iterator[list[str]]:
         group: list[str] = []
