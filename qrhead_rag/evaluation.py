@@ -8,13 +8,36 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from qrhead_rag.datasets import Order, order_of
 from qrhead_rag.examples import LabelledExample
 from qrhead_rag.methods import Method
-from qrhead_rag.metrics import DEFAULT_METRICS, Comparison, Interval, confidence_interval, measure, paired_test
+from qrhead_rag.metrics import (
+    DEFAULT_METRICS,
+    Comparison,
+    Interval,
+    confidence_interval,
+    measure,
+    paired_test,
+    parse_metrics,
+)
+
+
+class RankedAsGiven(NamedTuple):
+    """What a method made of one list, in terms of the list as the data set gives it.
+
+    Attributes:
+        ranking: indices of the documents, best first.
+        scores: of each document.
+        seconds: taken to rank.
+    """
+
+    ranking: tuple[int, ...]
+    scores: tuple[float, ...]
+    seconds: float
 
 
 class QueryResult(BaseModel):
@@ -142,9 +165,10 @@ def evaluate(
         on_progress: called with the number of rankings done and the number in all.
 
     Raises:
-        ValueError: no example has a relevant document, or no methods.
+        ValueError: no example has a relevant document, no methods, or an unknown measure.
         ImportError: the extra `eval` is not installed.
     """
+    parse_metrics(metrics)  # before anything is ranked
     counted = [example for example in examples if example.relevant or example.missed]
     if not counted or not methods:
         raise ValueError(
@@ -153,22 +177,20 @@ def evaluate(
         )
     results: list[QueryResult] = []
     for name, method in methods.items():
-        rankings: list[tuple[tuple[int, ...], tuple[float, ...], float]] = []
+        rankings: list[RankedAsGiven] = []
         for example in counted:
             if on_progress:
                 on_progress(len(results) + len(rankings), len(counted) * len(methods))
-            rankings.append(_rank(method, example, order, seed))
-        values = measure([ranking for ranking, _, _ in rankings], counted, metrics)
+            rankings.append(rank_as_given(method, example, order, seed))
+        values = measure([found.ranking for found in rankings], counted, metrics)
         results += [
             QueryResult(
                 id=example.id,
                 method=name,
-                ranking=ranking,
-                scores=scores,
                 metrics={metric: values[metric][place] for metric in metrics},
-                seconds=seconds,
+                **found._asdict(),
             )
-            for place, (example, (ranking, scores, seconds)) in enumerate(zip(counted, rankings, strict=True))
+            for place, (example, found) in enumerate(zip(counted, rankings, strict=True))
         ]
     if on_progress:
         on_progress(len(results), len(results))
@@ -181,14 +203,13 @@ def evaluate(
     )
 
 
-def _rank(
-    method: Method, example: LabelledExample, order: Order, seed: int
-) -> tuple[tuple[int, ...], tuple[float, ...], float]:
-    """Ranking and scores in terms of the list as the data set gives it, and the seconds taken."""
+def rank_as_given(method: Method, example: LabelledExample, order: Order, seed: int) -> RankedAsGiven:
+    """Show a method the list in some order, and put what it finds in terms of the order of the data set."""
     places = order_of(example, order, seed)
     documents = [example.documents[place] for place in places]
     start = time.perf_counter()
     ranked = method(example.query, documents)
     seconds = time.perf_counter() - start
     scores = dict(zip(places, ranked.scores, strict=True))
-    return tuple(places[index] for index in ranked.order), tuple(scores[place] for place in sorted(places)), seconds
+    ranking = tuple(places[index] for index in ranked.order)
+    return RankedAsGiven(ranking, tuple(scores[place] for place in sorted(places)), seconds)

@@ -1,10 +1,11 @@
 """Long-context reasoning, as the QRHead paper measures it (arXiv 2506.09944, section 4): a model answers with the whole
 context, with the documents that a method ranks highest, or with the relevant ones (`oracle`).
 
-LongMemEval is scored by exact match and containment of the reference answer, and by a judge where one is given;
-CLIPPER by true/false accuracy, over claims and over pairs of a true claim and its corrupted twin, where both must be
-right. The documents stand in their own order, which is that of time or of chapters. Prompts are worded here, not
-those of the papers.
+LongMemEval is scored by exact match and containment of the reference answer, and by a judge where one is given. Its
+questions that nothing in the history answers (`_abs`) are asked only where there is a judge: the reference answer is
+then a refusal, which no model words alike. CLIPPER is scored by true/false accuracy, over claims and over pairs of a
+true claim and its corrupted twin, where both must be right. The documents stand in their own order, which is that of
+time or of chapters. Prompts are worded here, not those of the papers.
 """
 
 import re
@@ -14,6 +15,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
+from qrhead_rag.datasets import Order
+from qrhead_rag.evaluation import rank_as_given
 from qrhead_rag.examples import LabelledExample
 from qrhead_rag.generation import Writer
 from qrhead_rag.methods import Method
@@ -58,7 +61,7 @@ class ContextAnswer(BaseModel):
 
 
 class _Asked(NamedTuple):
-    query: str
+    example: LabelledExample
     claim: bool | None
 
 
@@ -69,6 +72,8 @@ def answer_with_contexts(
     *,
     top_k: int = 5,
     judge: Judge | None = None,
+    order: Order = "given",
+    seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[ContextAnswer]:
     """Let a model answer every example with the full context, the oracle's, and the top k of each method.
@@ -80,29 +85,35 @@ def answer_with_contexts(
         methods: name and method.
         top_k: documents that a method may give.
         judge: marks the answers to questions.
+        order: how the candidates stand in the lists that the methods rank.
+        seed: of the order "shuffled".
         on_progress: called with the answers done and the answers in all.
 
     Raises:
-        ValueError: an example that has no reference answer, or top_k below 1.
+        ValueError: an example that has no reference answer, none that can be marked, or top_k below 1.
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k}: expected at least 1 document")
     if missing := [example.id for example in examples if example.answer is None]:
         raise ValueError(f"examples {missing[:5]} have no reference answer, so that no answer can be scored")
-    asked = [(example, one) for example in examples for one in _asked(example)]
+    markable = [example for example in examples if judge is not None or not _is_refused(example)]
+    if not markable:
+        raise ValueError(f"{len(examples)} examples, none of them with an answer that can be marked without a judge")
+    asked = [one for example in markable for one in _asked(example)]
     contexts = ["full", "oracle", *methods]
     answers: list[ContextAnswer] = []
-    for example, one in asked:
+    for one in asked:
         for context in contexts:
             if on_progress:
                 on_progress(len(answers), len(asked) * len(contexts))
+            chosen: Sequence[int]
             if context == "full":
-                chosen = list(range(len(example.documents)))
+                chosen = range(len(one.example.documents))
             elif context == "oracle":
-                chosen = sorted(example.relevant)
+                chosen = one.example.relevant
             else:
-                chosen = sorted(methods[context](one.query, example.documents).order[:top_k])
-            answers.append(_answer(example, one, context, chosen, writer, judge))
+                chosen = rank_as_given(methods[context], one.example, order, seed).ranking[:top_k]
+            answers.append(_answer(one, context, sorted(chosen), writer, judge))
     if on_progress:
         on_progress(len(answers), len(answers))
     return answers
@@ -113,8 +124,10 @@ def summarize(answers: Sequence[ContextAnswer]) -> dict[str, dict[str, Interval]
     found: dict[str, dict[str, Interval]] = {}
     for context in dict.fromkeys(answer.context for answer in answers):
         of_context = [answer for answer in answers if answer.context == context]
+        names = dict.fromkeys(name for answer in of_context for name in answer.marks)
         marks = {
-            name: confidence_interval([answer.marks[name] for answer in of_context]) for name in of_context[0].marks
+            name: confidence_interval([answer.marks[name] for answer in of_context if name in answer.marks])
+            for name in names
         }
         true = {answer.id: answer.marks["correct"] for answer in of_context if answer.claim is True}
         false = {answer.id: answer.marks["correct"] for answer in of_context if answer.claim is False}
@@ -159,25 +172,31 @@ def verdict(answer: str) -> Literal["true", "false"] | None:
 def _asked(example: LabelledExample) -> list[_Asked]:
     corrupted = example.metadata.get("corrupted_facts")
     if corrupted is None:
-        return [_Asked(example.query, None)]
-    return [_Asked(example.query, True), _Asked(str(corrupted), False)]
+        return [_Asked(example, None)]
+    return [_Asked(example, True), _Asked(example.model_copy(update={"query": str(corrupted)}), False)]
 
 
-def _answer(
-    example: LabelledExample, asked: _Asked, context: str, chosen: list[int], writer: Writer, judge: Judge | None
-) -> ContextAnswer:
+def _is_refused(example: LabelledExample) -> bool:
+    """Whether the right answer is that the context has none."""
+    return bool(example.metadata.get("abstention"))
+
+
+def _answer(asked: _Asked, context: str, chosen: list[int], writer: Writer, judge: Judge | None) -> ContextAnswer:
+    example = asked.example
     text = "\n\n".join(_shown(example.documents[index]) for index in chosen)
     if asked.claim is None:
         date = example.metadata.get("question_date")
-        question = QUESTION.format(date=f" Today is {date}." if date else "", question=asked.query)
+        question = QUESTION.format(date=f" Today is {date}." if date else "", question=example.query)
     else:
-        question = CLAIM.format(claim=asked.query)
+        question = CLAIM.format(claim=example.query)
     written = writer.answer(text, question)
     if asked.claim is None:
         reference = str(example.answer)
-        marks = {"exact": exact(reference, written.text), "contains": contains(reference, written.text)}
+        marks = {}
+        if not _is_refused(example):
+            marks = {"exact": exact(reference, written.text), "contains": contains(reference, written.text)}
         if judge is not None:
-            marks["judge"] = float(judge(asked.query, reference, written.text))
+            marks["judge"] = float(judge(example.query, reference, written.text))
     else:
         marks = {"correct": float(verdict(written.text) == ("true" if asked.claim else "false"))}
     return ContextAnswer(

@@ -101,6 +101,19 @@ def make_method(
     return _from_retriever(load(None if heads == "default" else heads, cast("Mode", mode or "listwise")))
 
 
+def remembered(method: Method) -> Method:
+    """The method, run once for each query and list, for rankings that are asked for again."""
+    known: dict[tuple[str, tuple[str, ...]], Ranked] = {}
+
+    def again(query: str, documents: Sequence[Passage]) -> Ranked:
+        key = query, tuple(document.content for document in documents)
+        if key not in known:
+            known[key] = method(query, documents)
+        return known[key]
+
+    return again
+
+
 def _load_embedded(heads: str | None, mode: Mode) -> QRRetriever:
     return QRRetriever.from_pretrained(heads=parse_heads(heads), mode=mode)
 
@@ -125,13 +138,17 @@ def _from_scores(score: Callable[[str, list[str]], Sequence[float]]) -> Method:
 
 
 def _of_others(name: str) -> Method:
-    ranked = _from_scores(find_function(name))
+    function = find_function(name)
 
     def method(query: str, documents: Sequence[Passage]) -> Ranked:
         try:
-            return ranked(query, documents)
-        except Exception as error:  # not ours, so its traceback is shown, whatever its kind
+            scores = function(query, [document.content for document in documents])
+        except Exception as error:  # not of this package, so that its traceback is wanted, whatever its kind
             raise RuntimeError(f"{name} failed on {query!r}: {error}") from error
+        try:
+            return by_score(scores, len(documents))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
 
     return method
 

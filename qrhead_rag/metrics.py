@@ -32,13 +32,7 @@ def measure(
         ValueError: an unknown measure.
         ImportError: the extra `eval` is not installed.
     """
-    ir_measures = require_extra("ir_measures", "eval")
-    try:
-        parsed = {ir_measures.parse_measure(name): name for name in metrics}
-    except (ValueError, NameError) as error:
-        raise ValueError(
-            f"one of the measures {list(metrics)} is unknown ({error}); expected such as nDCG@10, R@5, RR"
-        ) from error
+    parsed = parse_metrics(metrics)
     qrels: dict[str, dict[str, int]] = {}
     run: dict[str, dict[str, float]] = {}
     for place, (ranking, example) in enumerate(zip(rankings, examples, strict=True)):
@@ -49,9 +43,26 @@ def measure(
         # trec_eval breaks ties by document name, so scores that fall by one give exactly this order
         run[str(place)] = {str(index): float(-rank) for rank, index in enumerate(ranking)}
     found = {name: [0.0] * len(rankings) for name in metrics}
-    for value in ir_measures.iter_calc(list(parsed), qrels, run):
-        found[parsed[value.measure]][int(value.query_id)] = value.value
+    for value in require_extra("ir_measures", "eval").iter_calc(list(set(parsed.values())), qrels, run):
+        for name in (name for name, wanted in parsed.items() if wanted == value.measure):
+            found[name][int(value.query_id)] = value.value
     return found
+
+
+def parse_metrics(metrics: Sequence[str]) -> dict[str, Any]:
+    """The measure of ir_measures that each name stands for (`MRR` and `RR` are one).
+
+    Raises:
+        ValueError: an unknown measure.
+        ImportError: the extra `eval` is not installed.
+    """
+    ir_measures = require_extra("ir_measures", "eval")
+    try:
+        return {name: ir_measures.parse_measure(name) for name in metrics}
+    except (ValueError, NameError) as error:
+        raise ValueError(
+            f"one of the measures {list(metrics)} is unknown ({error}); expected such as nDCG@10, R@5, RR"
+        ) from error
 
 
 def ndcg_of_scores(scores: Tensor, example: LabelledExample, cutoff: int = 10) -> Tensor:

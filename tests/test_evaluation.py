@@ -15,7 +15,7 @@ from qrhead_rag import QRRetriever
 from qrhead_rag.embedding import EmbeddingModel
 from qrhead_rag.evaluation import Evaluation, evaluate
 from qrhead_rag.examples import LabelledExample
-from qrhead_rag.methods import Ranked, by_score, make_method
+from qrhead_rag.methods import Ranked, by_score, make_method, remembered
 from qrhead_rag.metrics import confidence_interval, measure, ndcg_of_scores, paired_test
 from qrhead_rag.prompt import Passage
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -44,6 +44,7 @@ def test_metrics_equal_the_trec_eval_binding():
     # by hand: one of three relevant documents in the first two
     assert found["R@2"][0] == pytest.approx(1 / 3)
     assert found["RR"][1] == pytest.approx(1 / 3)
+    assert measure(rankings, [FOUR, FOUR, NONE], ["MRR", "RR"])["MRR"] == found["RR"]
 
 
 def test_ties_keep_the_order_of_the_list():
@@ -107,13 +108,22 @@ def test_random_depends_on_seed_and_query_alone():
 
 def test_any_function_of_query_and_texts_is_a_method(tmp_path, monkeypatch):
     (tmp_path / "my_rerankers.py").write_text(
-        "def longest(query, texts):\n    return [len(text) for text in texts]\nbroken = lambda query, texts: [1.0]\n"
+        "def longest(query, texts):\n    return [len(text) for text in texts]\n"
+        "short = lambda query, texts: [1.0]\n"
+        "endless = lambda query, texts: [float('nan')] * len(texts)\n"
+        "nothing = lambda query, texts: None\n"
+        "broken = lambda query, texts: texts[99]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     method = make_method("my_rerankers:longest")
     assert method("q", [Passage(text="aa", title="b"), Passage(text="aaaaa")]) == Ranked([1, 0], [4.0, 5.0])
-    with pytest.raises(ValueError, match="1 scores for 2 documents"):
+    wrong = {"short": "1 scores for 2 documents", "endless": "2 of 2 scores are not finite", "nothing": "NoneType"}
+    for name, message in wrong.items():
+        with pytest.raises(ValueError, match=f"my_rerankers:{name}: .*{message}"):
+            make_method(f"my_rerankers:{name}")("q", TREES.documents)
+    with pytest.raises(RuntimeError, match="my_rerankers:broken failed on 'q': list index out of range") as caught:
         make_method("my_rerankers:broken")("q", TREES.documents)
+    assert isinstance(caught.value.__cause__, IndexError)
     with pytest.raises(ValueError, match="my_rerankers:absent is None"):
         make_method("my_rerankers:absent")
     with pytest.raises(ImportError):
@@ -130,7 +140,8 @@ def test_heads_and_modes_are_methods():
     method = make_method("all", load_retriever=load)
     make_method("default@late", load_retriever=load)
     make_method("mine.json", load_retriever=load)
-    assert asked == [("all", "listwise"), (None, "late"), ("mine.json", "listwise")]
+    make_method("C:heads.json@late", load_retriever=load)
+    assert asked == [("all", "listwise"), (None, "late"), ("mine.json", "listwise"), ("C:heads.json", "late")]
     ranked = method(BOATS.query, BOATS.documents)
     retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads="all")
     assert ranked.scores == pytest.approx(retriever.score(BOATS.query, BOATS.documents), abs=1e-6)
@@ -239,6 +250,25 @@ def test_evaluation_summary_comparison_and_files(tmp_path):
     report = json.loads(found.to_json())
     assert report["methods"][0]["metrics"]["RR"]["mean"] == 1.0
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
+
+
+def test_what_is_unknown_is_refused_before_anything_is_ranked():
+    with pytest.raises(ValueError, match="goodness"):
+        evaluate([BOATS], {"asked": lambda query, documents: pytest.fail("ranked")}, metrics=["goodness"])
+
+
+def test_a_remembered_method_runs_once_for_each_query_and_list():
+    asked = []
+
+    def method(query, documents):
+        asked.append(query)
+        return best_last(query, documents)
+
+    again = remembered(method)
+    assert again("q", BOATS.documents) == again("q", list(BOATS.documents)) == best_last("q", BOATS.documents)
+    again("q", BOATS.documents[:2])
+    again("p", BOATS.documents)
+    assert asked == ["q", "q", "p"]
 
 
 def test_evaluation_of_nothing_is_refused():

@@ -113,6 +113,31 @@ def test_verdicts():
     assert verdict("untrue") is None
 
 
+def test_questions_without_an_answer_are_asked_where_a_judge_marks_them():
+    refused = QUESTION.model_copy(update={"id": "q_abs", "relevant": (), "metadata": {"abstention": True}})
+    writer = Scripted([("", "Nine.")])
+    answers = answer_with_contexts([QUESTION, refused], writer, {})
+    assert {answer.id for answer in answers} == {"q"}
+    with pytest.raises(ValueError, match="1 examples, none of them"):
+        answer_with_contexts([refused], writer, {})
+    answers = answer_with_contexts([QUESTION, refused], writer, {}, judge=lambda *asked: 0.25)
+    assert [answer.marks for answer in answers if answer.id == "q_abs"] == [{"judge": 0.25}] * 2
+    found = summarize(answers)["full"]
+    assert (found["judge"].mean, found["exact"].mean) == (0.25, 1.0)
+
+
+def test_methods_rank_the_list_in_the_order_asked_for():
+    seen = []
+
+    def method(query, documents):
+        seen.append([document.text for document in documents])
+        return last_first(query, documents)
+
+    answers = answer_with_contexts([QUESTION], Scripted([("", "")]), {"last": method}, top_k=1, order="reversed")
+    assert seen == [["rain", "user: my cat is Nine", "long talk"]]
+    assert answers[2].documents == (0,)  # the last of the list that was ranked is the first of the conversation
+
+
 def test_what_cannot_be_scored_is_refused():
     writer = Scripted([("", "")])
     with pytest.raises(ValueError, match=r"\['q'\] have no reference answer"):
