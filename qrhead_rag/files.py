@@ -29,7 +29,9 @@ def replaced(path: str | Path) -> Iterator[Path]:
         unfinished.touch(exist_ok=False)
         with suppress(FileNotFoundError):
             shutil.copymode(path, unfinished)
+        mode = unfinished.stat().st_mode
         yield unfinished
+        unfinished.chmod(mode)  # safetensors makes files that nobody else can read
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
