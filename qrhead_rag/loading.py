@@ -177,14 +177,18 @@ _TOKENIZER_OPTIONS = {
 
 
 def load_generator(
-    name: str | Path | None, *, device: str | torch.device | None = None, **options: Any
+    name: str | Path | None,
+    *,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model whole, with its output matrix, so that it can write; None is the embedded one.
 
     Raises:
         OSError: no such model.
     """
-    source, options = _source(name, options)
+    source, options = _source(name, {**options, "trust_remote_code": trust_remote_code})
     tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_options)
