@@ -21,14 +21,14 @@ from qrhead_rag.cli_data import (
     read_data,
 )
 from qrhead_rag.cli_errors import one_line_errors
-from qrhead_rag.heads import Mode
+from qrhead_rag.heads import EMBEDDED_MODEL, Mode
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from qrhead_rag.detection_report import Detection
+    from qrhead_rag.generation import Writer
     from qrhead_rag.recording import Recording
-    from qrhead_rag.retriever import QRRetriever
 
 
 def detect(
@@ -73,12 +73,13 @@ def detect(
 ) -> None:
     """Find the heads of a model that attend to what a query needs, on labelled examples."""
     with one_line_errors():
-        from qrhead_rag.cli import load
+        from qrhead_rag.cli import load, load_writer
         from qrhead_rag.criteria import TEMPERATURE
         from qrhead_rag.datasets import ordered
         from qrhead_rag.detection import detect as choose
         from qrhead_rag.detection_report import DetectionOptions
         from qrhead_rag.recording import record
+        from qrhead_rag.retriever import QRRetriever
 
         if num_heads != "auto" and not num_heads.isdigit():
             raise ValueError(f"--num-heads {num_heads}: expected a number or auto")
@@ -107,12 +108,21 @@ def detect(
             raise ValueError(
                 f"two of {[str(path) for path in data]} have one name; expected names that tell them apart"
             )
-        retriever = load(model, "all", mode, device, dtype, instruction=instruction, cache_bytes=0)
+        for file in (out, scores, report):
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+        reading = {"instruction": instruction, "cache_bytes": 0}
+        if copying:  # one model in memory is read and writes
+            writer = load_writer(model, device, dtype, max_new_tokens=32)
+            named = model or EMBEDDED_MODEL
+            retriever = QRRetriever(writer.model, writer.tokenizer, heads="all", mode=mode, model_name=named, **reading)
+        else:
+            writer, retriever = None, load(model, "all", mode, device, dtype, **reading)
         recordings: dict[str, Recording] = {}
         for label, found in lists.items():
             with progress(f"recording {label}") as moved:
                 recordings[label] = record(retriever, [ordered(one, order, seed) for one in found], scores, moved)
-        copied = _copying(retriever, device) if copying else None
+        copied = None if writer is None else _copying(writer)
         detection = choose(recordings, retriever.model_name, retriever.shape, mode, options, copying=copied)
         detection.head_set(name).save(out)
         _write_report(detection, report)
@@ -131,17 +141,27 @@ def show(detection: "Detection", console: Console) -> None:
         count = "" if name == "all" else f" ({len(detection.chosen)})"
         quality.add_row(f"{name}{count}", f"{found.mean:.3f}", f"{found.error:.3f}")
     console.print(quality)
+    criterion, counted = detection.options.criterion, len(detection.chosen)
+    found, everything, drawn = (detection.quality[name] for name in (criterion, "all", "random"))
+    console.print(
+        f"{found.mean - everything.mean:+.3f} over all heads (p = {detection.p_value_all:.4f}), "
+        f"{found.mean - drawn.mean:+.3f} over {counted} heads drawn blindly (which spread by "
+        f"{detection.random_spread:.3f})."
+    )
+    for against, curve in (("heads", detection.by_num_heads), ("deepest layer", detection.by_depth)):
+        points = ", ".join(
+            f"{x} {one.mean:.3f}" for x, one in zip(curve[criterion].x, curve[criterion].quality, strict=True)
+        )
+        console.print(f"by {against}: {points}")
     firm = detection.stability
     halves = "" if firm.halves is None else f"{firm.halves:.0%} of the heads common to disjoint halves, "
     overlaps = ", ".join(f"{name} {share:.0%}" for name, share in detection.overlap.items())
     console.print(f"{halves}{firm.resamples:.0%} to resamples ({firm.chance:.0%} by chance). Overlap: {overlaps}.")
 
 
-def _copying(retriever: "QRRetriever", device: str | None) -> "Tensor":
+def _copying(writer: "Writer") -> "Tensor":
     from qrhead_rag.copying import copying_scores
-    from qrhead_rag.generation import Writer
 
-    writer = Writer.from_pretrained(retriever.model_name, device=device, max_new_tokens=32)
     with progress("copying") as moved:
         found = copying_scores(writer, on_progress=moved)
     typer.echo(f"the model found {found.num_found} of {found.num_runs} needles", err=True)

@@ -1,9 +1,10 @@
 """`qrhead evaluate`: rerankers compared on labelled examples."""
 
 import json
-from collections.abc import Mapping
+import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -23,13 +24,12 @@ from qrhead_rag.cli_data import (
     read_data,
 )
 from qrhead_rag.cli_errors import one_line_errors
-from qrhead_rag.heads import Mode
+from qrhead_rag.heads import EMBEDDED_MODEL, Mode, parse_heads
 
 if TYPE_CHECKING:
     from qrhead_rag.evaluation import Evaluation
-    from qrhead_rag.examples import LabelledExample
     from qrhead_rag.generation import Writer
-    from qrhead_rag.methods import Method
+    from qrhead_rag.longcontext import ContextAnswer
     from qrhead_rag.metrics import Interval
     from qrhead_rag.retriever import QRRetriever
 
@@ -40,7 +40,8 @@ def evaluate(
         str,
         typer.Option(
             help="Parted by commas: random, bm25, embedding:FOLDER, all, default, the name of a shipped set, a .json "
-            "head set, each of the last four perhaps with @independent or @late, or module:function."
+            "head set, pairs like 17-3,18-6 (each of the last five perhaps with @independent or @late), or "
+            "module:function of a query and texts that gives scores."
         ),
     ] = "random,bm25,all,default",
     metrics: Annotated[str, typer.Option(help="As ir_measures names them, parted by commas.")] = "nDCG@10,R@2,R@5,RR",
@@ -78,13 +79,19 @@ def evaluate(
 ) -> None:
     """Compare rerankers on labelled examples: measures with 95% intervals, and a paired test."""
     with one_line_errors():
+        from qrhead_rag.cli import load_writer
         from qrhead_rag.evaluation import evaluate as run
-        from qrhead_rag.methods import make_method
+        from qrhead_rag.methods import find_function, make_method, parse_methods, remembered
 
-        names = [name.strip() for name in methods.split(",") if name.strip()]
-        pair = [name.strip() for name in compare.split(",")] if compare else []
+        names = parse_methods(methods)
+        pair = parse_methods(compare) if compare else []
         if pair and (len(pair) != 2 or not set(pair) <= set(names)):
             raise ValueError(f"--compare {compare}: expected two of {', '.join(names)}, parted by a comma")
+        for file in (queries, out):
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+        sys.path.append(str(Path.cwd()))  # where the modules of module:function are looked for, as python -m does
+        mark = find_function(judge) if judge else None
         found = read_data(
             data,
             format=format,
@@ -96,8 +103,8 @@ def evaluate(
             part=part,
             seed=seed,
         )
-        load = _Loader(model, device, dtype, instruction)
-        made = {name: make_method(name, load_retriever=load, seed=seed) for name in names}
+        models = _Models(model, device, dtype, instruction, writes=answer and writer is None)
+        made = {name: remembered(make_method(name, load_retriever=models.retriever, seed=seed)) for name in names}
         measures = [name.strip() for name in metrics.split(",")]
         with progress("ranking") as moved:
             evaluation = run(found, made, metrics=measures, order=order, seed=seed, on_progress=moved)
@@ -112,38 +119,53 @@ def evaluate(
             evaluation.write_jsonl(queries)
         report: dict[str, Any] = {"data": data.name, **json.loads(evaluation.to_json())}
         if answer:
-            from qrhead_rag.generation import Writer
+            from qrhead_rag.longcontext import answer_with_contexts
 
-            whole = Writer.from_pretrained(writer or model, device=device)
-            report["answering"] = _answer(found, made, whole, top_k, judge, console)
+            whole = models.writer() if writer is None else load_writer(writer, device, dtype)
+            with progress("answering") as moved:
+                answers = answer_with_contexts(
+                    found, whole, made, top_k=top_k, judge=mark, order=order, seed=seed, on_progress=moved
+                )
+            report["answering"] = {"top_k": top_k, **_show_answers(answers, len(found), console)}
         if out:
             out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-class _Loader:
-    """Retrievers of one model, which is loaded once, whole, when the first is asked for."""
+class _Models:
+    """Retrievers of one model, and that model writing; it is loaded once, when the first is asked for."""
 
-    def __init__(self, model: str | None, device: str | None, dtype: str | None, instruction: str | None) -> None:
+    def __init__(
+        self, model: str | None, device: str | None, dtype: str | None, instruction: str | None, *, writes: bool
+    ) -> None:
         self._given = model, device, dtype
+        self._name = model or EMBEDDED_MODEL
         self._instruction = instruction
-        self._first: QRRetriever | None = None
+        self._writes = writes
+        self._loaded: QRRetriever | Writer | None = None
 
-    def __call__(self, heads: str | None, mode: Mode) -> "QRRetriever":
+    def retriever(self, heads: str | None, mode: Mode) -> "QRRetriever":
         from qrhead_rag.cli import load
-        from qrhead_rag.heads import parse_heads
         from qrhead_rag.retriever import QRRetriever
 
-        if self._first is None:
+        if self._loaded is None and not self._writes:
             model, device, dtype = self._given
-            self._first = load(model, "all", "listwise", device, dtype, instruction=self._instruction)
+            self._loaded = load(model, "all", "listwise", device, dtype)
+        loaded = self._loaded or self.writer()
         return QRRetriever(
-            self._first.model,
-            self._first.tokenizer,
+            loaded.model,
+            loaded.tokenizer,
             heads=parse_heads(heads),
             mode=mode,
-            model_name=self._first.model_name,
+            model_name=self._name,
             instruction=self._instruction,
         )
+
+    def writer(self) -> "Writer":
+        from qrhead_rag.cli import load_writer
+
+        if self._loaded is None:
+            self._loaded = load_writer(*self._given)
+        return cast("Writer", self._loaded)
 
 
 def _show(evaluation: "Evaluation", console: Console) -> None:
@@ -161,32 +183,22 @@ def _interval(found: "Interval") -> str:
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-def _answer(
-    examples: "list[LabelledExample]",
-    methods: "Mapping[str, Method]",
-    writer: "Writer",
-    top_k: int,
-    judge: str | None,
-    console: Console,
-) -> dict[str, Any]:
-    """Answers with each context, shown as a table; the summary and the single answers as data."""
-    from qrhead_rag.longcontext import answer_with_contexts, summarize
-    from qrhead_rag.methods import find_function
+def _show_answers(answers: "list[ContextAnswer]", num_examples: int, console: Console) -> dict[str, Any]:
+    """Marks of each context as a table; the summary and the single answers as data."""
+    from qrhead_rag.longcontext import summarize
 
-    mark = find_function(judge) if judge else None
-    with progress("answering") as moved:
-        answers = answer_with_contexts(examples, writer, methods, top_k=top_k, judge=mark, on_progress=moved)
     summary = summarize(answers)
     marks = list(dict.fromkeys(name for found in summary.values() for name in found))
     table = Table("context", *marks, box=None, pad_edge=False)
     for context, found in summary.items():
         table.add_row(context, *(_interval(found[name]) if name in found else "" for name in marks))
     console.print(table)
-    cut = sum(answer.truncated for answer in answers)
-    if cut:
-        console.print(f"{cut} of {len(answers)} contexts were cut to fit the model.")
+    if cut := Counter(answer.context for answer in answers if answer.truncated):
+        counts = ", ".join(f"{count} of {context}" for context, count in cut.items())
+        console.print(f"Contexts cut to fit the model: {counts}; what stands at their end was not read.")
+    if left_out := num_examples - len({answer.id for answer in answers}):
+        console.print(f"{left_out} questions that the context does not answer were left out; --judge marks them too.")
     return {
-        "top_k": top_k,
         "contexts": {
             context: {name: interval._asdict() for name, interval in found.items()}
             for context, found in summary.items()

@@ -45,20 +45,29 @@ class Writer:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path | None = None, *, device: str | None = None, max_new_tokens: int = 64, **options: Any
+        cls,
+        name: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        max_new_tokens: int = 64,
+        **options: Any,
     ) -> "Writer":
         """Load a whole model; None is the embedded one.
 
         Args:
             name: hub id or folder.
             device: None takes an accelerator where there is one.
+            dtype: None is float32 on CPU and the checkpoint's own elsewhere.
             max_new_tokens: length of an answer.
-            options: for transformers' `from_pretrained` (dtype, revision …).
+            options: for transformers' `from_pretrained` (revision, trust_remote_code …).
 
         Raises:
             OSError: no such model.
         """
-        model, tokenizer = load_generator(name, device=device, **options)
+        model, tokenizer = load_generator(name, device=device, dtype=dtype or "auto", **options)
+        if dtype is None and model.device.type == "cpu":
+            model.float()
         return cls(model, tokenizer, max_new_tokens=max_new_tokens)
 
     def answer(self, context: str, question: str) -> Answer:

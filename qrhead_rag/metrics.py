@@ -100,15 +100,19 @@ def confidence_interval(values: Sequence[float], confidence: float = 0.95, seed:
     mean = sum(values) / len(values)
     if len(set(values)) == 1:
         return Interval(mean, mean, mean)
-    found = require_extra("scipy.stats", "eval").bootstrap(
-        (list(values),),
-        _mean,
-        n_resamples=9999,
-        batch=max(1, 10**7 // len(values)),
-        confidence_level=confidence,
-        method="percentile",
-        rng=seed,
-    ).confidence_interval
+    found = (
+        require_extra("scipy.stats", "eval")
+        .bootstrap(
+            (list(values),),
+            _mean,
+            n_resamples=9999,
+            batch=max(1, 10**7 // len(values)),
+            confidence_level=confidence,
+            method="percentile",
+            rng=seed,
+        )
+        .confidence_interval
+    )
     return Interval(mean, float(found.low), float(found.high))
 
 
@@ -131,14 +135,18 @@ def paired_test(first: Sequence[float], second: Sequence[float], seed: int = 0) 
     mean = sum(differences) / len(differences)
     if not any(differences):
         return Comparison(0.0, 1.0)
-    p_value = require_extra("scipy.stats", "eval").permutation_test(
-        (differences,),
-        _mean,
-        permutation_type="samples",
-        n_resamples=9999,
-        batch=max(1, 10**7 // len(differences)),
-        rng=seed,
-    ).pvalue
+    p_value = (
+        require_extra("scipy.stats", "eval")
+        .permutation_test(
+            (differences,),
+            _mean,
+            permutation_type="samples",
+            n_resamples=9999,
+            batch=max(1, 10**7 // len(differences)),
+            rng=seed,
+        )
+        .pvalue
+    )
     return Comparison(mean, float(p_value))
 
 

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qrhead_rag.attention import find_decoder
+from qrhead_rag.encoder import ListTooLongError
 from qrhead_rag.examples import LabelledExample
 from qrhead_rag.retriever import QRRetriever
 
@@ -77,7 +79,7 @@ def record(
         on_progress: called with the number done and the number in all, before the first example and after each.
 
     Raises:
-        ValueError: the retriever reads fewer heads than its model has, or an example is longer than its context.
+        ValueError: the retriever reads fewer heads than its model has, or lists are longer than its context.
     """
     shape = retriever.shape
     if len(retriever.heads.heads) != shape.num_layers * shape.num_heads:
@@ -89,6 +91,7 @@ def record(
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings_digest(retriever)
     files = [folder / f"{example_digest(example, settings)}.safetensors" for example in examples]
+    _check_lengths(retriever, [example for example, file in zip(examples, files, strict=True) if not file.exists()])
     for done, (example, file) in enumerate(zip(examples, files, strict=True)):
         if on_progress:
             on_progress(done, len(examples))
@@ -110,7 +113,8 @@ def settings_digest(retriever: QRRetriever) -> str:
     if retriever.mode != "listwise":
         settings += [retriever.options.piece_tokens, retriever.options.key_dtype]
     digest.update(json.dumps(settings).encode())
-    for name, weight in retriever.model.state_dict().items():
+    # of the decoder alone, so that a model loaded with its output matrix counts as the same one
+    for name, weight in find_decoder(retriever.model).state_dict().items():
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         if not weight.is_meta:  # offloaded to disk by accelerate
             flat = weight.detach().reshape(-1)
@@ -122,6 +126,25 @@ def example_digest(example: LabelledExample, settings: str) -> str:
     """A digest of the settings and of what the model reads of an example; labels and ids are no part of it."""
     read = [settings, example.query, [[document.title, document.text] for document in example.documents]]
     return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]
+
+
+def _check_lengths(retriever: QRRetriever, examples: Sequence[LabelledExample]) -> None:
+    """Refuse lists that do not fit the context, before hours are spent on those that do."""
+    encoder = retriever.encoder
+    if encoder.mode != "listwise":
+        return
+    too_long = []
+    with encoder.lock:
+        for example in examples:
+            contents = [document.content for document in example.documents if document.content.strip()]
+            if len(contents) > 1 and not encoder.fits(contents, example.query, encoder.room(example.query)):
+                too_long.append(example.id)
+    if too_long:
+        raise ListTooLongError(
+            f"{len(too_long)} of {len(examples)} lists are longer than the model's context of {encoder.context_length} "
+            f"tokens, that of {too_long[0]!r} for one; cut them to fewer candidates (candidates=, --candidates), or "
+            "detect under the mode 'independent' or 'late', which have no such limit"
+        )
 
 
 def _is_whole(file: Path) -> bool:
