@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 import pytrec_eval
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
+from benchmarks import rerankers
 from qrhead_rag import QRRetriever
 from qrhead_rag.embedding import EmbeddingModel
 from qrhead_rag.evaluation import Evaluation, evaluate
 from qrhead_rag.examples import LabelledExample
+from qrhead_rag.generation import Answer
 from qrhead_rag.methods import Ranked, by_score, make_method, remembered
 from qrhead_rag.metrics import confidence_interval, measure, ndcg_of_scores, paired_test
 from qrhead_rag.prompt import Passage
@@ -198,6 +201,50 @@ def test_embedding_layout_of_sentence_transformers(embedding_folder):
         EmbeddingModel(embedding_folder)
     with pytest.raises(FileNotFoundError, match="no folder"):
         EmbeddingModel("no/such/folder")
+
+
+class ScriptedWriter:
+    """Ranks the passages it is shown by their length, writing the last one down twice and one that is not there."""
+
+    def __init__(self):
+        self.shown = []
+
+    def answer(self, context, question):
+        texts = re.findall(r"^\[\d+\] (.*)$", context, re.MULTILINE)
+        self.shown.append(len(texts))
+        assert f"Rank the {len(texts)} passages" in question
+        assert "which?" in question
+        best = sorted(range(1, len(texts) + 1), key=lambda number: -len(texts[number - 1]))
+        return Answer(" > ".join(f"[{number}]" for number in [*best[:-3], best[0], 99]), truncated=False)
+
+
+def test_rank_gpt_slides_over_the_list_and_keeps_what_the_model_leaves_out(monkeypatch):
+    writer = ScriptedWriter()
+    monkeypatch.setattr(rerankers, "writer", lambda: writer)
+    rank_gpt = make_method("benchmarks.rerankers:rank_gpt")
+    documents = [Passage(text="x" * (1 + 7 * place % 35)) for place in range(35)]
+    ranked = rank_gpt("which?", documents)
+    assert writer.shown == [20, 20, 20]  # from 15, from 5, from 0
+    lengths = [len(documents[place].text) for place in ranked.order]
+    assert lengths[:17] == sorted(lengths, reverse=True)[:17]  # the model named as many of the last window
+    assert sorted(ranked.order) == list(range(35))
+    # of four the model names the best alone
+    assert rank_gpt("which?", [Passage(text="x" * length) for length in (1, 2, 3, 4)]).order == [3, 0, 1, 2]
+
+
+def test_a_cross_encoder_scores_each_pair_as_if_alone(embedding_folder, monkeypatch):
+    torch.manual_seed(0)
+    config = BertConfig.from_pretrained(embedding_folder, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(embedding_folder)
+    monkeypatch.setattr(rerankers, "CROSS_ENCODER", str(embedding_folder))
+    rerankers.classifier.cache_clear()
+    score = make_method("benchmarks.rerankers:cross_encoder")
+    documents = [Passage(text=text) for text in ("a red boat", "snow", "a boat a snow : red")]
+    together = score("red", documents)
+    alone = [score("red", [document]).scores[0] for document in documents]
+    assert together.scores == pytest.approx(alone, abs=1e-5)
+    assert len(set(alone)) == 3
+    rerankers.classifier.cache_clear()
 
 
 def best_last(query, documents):
