@@ -133,7 +133,7 @@ def show(comparison: Comparison, console: Console) -> None:
     if question.relevant:
         words, heads = comparison.places
         console.print(f"The right passage (✓) stands at place {words} with BM25, at place {heads} with QRHead.")
-    console.print("What earned QRHead's first its score (green for, red against):", style="dim")
+    console.print("What earned QRHead's first its score (blue for, orange against):", style="dim")
     winner = comparison.ranking.explain()[0]
     console.print(shaded(winner))
     console.print(strongest(winner), style="dim", markup=False, highlight=False)
