@@ -193,13 +193,18 @@ def load_generator(
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_options)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
+    # Not the cache folder's: a QRRetriever that shares the model finds the shipped heads by this name.
+    model.name_or_path = model.config.name_or_path = str(name or EMBEDDED_MODEL)
     model.to(torch.device(device or _best_device()))
     return model.eval(), tokenizer
 
 
 def _source(name: str | Path | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds the model: the converted embedded one, or what was asked for."""
-    given = {key: value for key, value in options.items() if value is not None}
+    """Where transformers finds the model: the converted embedded one, or what was asked for.
+
+    Weights are read from safetensors alone: the older format is a pickle.
+    """
+    given = {"use_safetensors": True} | {key: value for key, value in options.items() if value is not None}
     if str(name or EMBEDDED_MODEL) == EMBEDDED_MODEL and not {"revision", "gguf_file"} & given.keys():
         gguf = _embedded_gguf()
         if gguf is not None:

@@ -232,6 +232,13 @@ def test_the_conversion_happens_once(package, tmp_path):
     assert "9.9" in cache_folder(tmp_path).name
 
 
+def test_a_generator_of_the_embedded_model_bears_its_name(package):
+    model, tokenizer = loading.load_generator(None, device="cpu")
+    assert model.get_output_embeddings() is not None
+    assert model.name_or_path == model.config.name_or_path == EMBEDDED_MODEL
+    assert QRRetriever(model, tokenizer, heads=HEADS).model_name == EMBEDDED_MODEL
+
+
 def truncate(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
