@@ -34,19 +34,28 @@ def parse_passages(content: bytes, file_format: FileFormat, name: str) -> list[t
             passages.append((number, Passage(text=line.removesuffix("\r"))))
             continue
         try:
-            passages.append((number, _from_json(line)))
+            passages.append((number, passage_of(_parsed(line))))
         except ValueError as error:
             raise ValueError(f"{name}:{number}: {error}") from error
     return passages
 
 
-def _from_json(line: str) -> Passage:
+def _parsed(line: str) -> Any:
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f'found a JSON {type(record).__name__}; expected an object like {{"text": "..."}}')
+
+
+def passage_of(value: Any) -> Passage:
+    """The passage that a JSON value describes: text, perhaps title and id; what else it has becomes metadata.
+
+    Raises:
+        ValueError: not an object, or a field of the wrong type; the message names it and what was found.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f'found a JSON {type(value).__name__}; expected an object like {{"text": "..."}}')
+    record = dict(value)
     text, title, identifier = record.pop("text", None), record.pop("title", None), record.pop("id", None)
     if not isinstance(text, str):
         raise ValueError(f"text is {text!r:.40}; expected a string")
