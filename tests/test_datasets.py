@@ -376,6 +376,10 @@ def test_beir_malformed_judgements(beir):
     with pytest.raises(DatasetError) as caught:
         load_examples(beir)
     assert [problem.line for problem in caught.value.problems] == [6, 7, 8]
+    with (beir / "corpus.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('\n{"_id": "d5"}\n')
+    with pytest.raises(DatasetError, match=r"corpus\.jsonl:5: text: Field required"):
+        load_examples(beir)
     with pytest.raises(FileNotFoundError, match=r"qrels/dev\.tsv|qrels.dev\.tsv"):
         load_examples(beir, split="dev")
 
@@ -408,6 +412,26 @@ def test_dpr_lists_that_have_negatives_stay(tmp_path):
     contexts = [{"text": "no", "hasanswer": False}, {"text": "yes", "hasanswer": True}]
     [example] = load_examples(write(tmp_path / "dpr.jsonl", dpr("who?", ["yes"], *contexts)))
     assert (len(example.documents), example.relevant) == (2, (1,))
+
+
+@pytest.mark.parametrize(
+    ("format", "record", "message"),
+    [
+        ("musique", {"id": "m", "question": "What?"}, "paragraphs: Field required"),
+        ("musique", {"id": "m", "question": "What?", "paragraphs": [{"idx": 0}]}, "paragraphs.0.paragraph_text"),
+        ("qrhead", {"idx": 1, "question": "What?", "paragraphs": []}, "gt_docs: Field required"),
+        ("qrhead", {"idx": 1, "question": "What?", "paragraphs": [], "gt_docs": []}, "at least one document"),
+        ("dpr", {"question": "What?", "answers": "one", "ctxs": []}, "answers: Input should be a valid list"),
+        ("dpr", {"question": "What?", "answers": [], "ctxs": [{"title": "x"}]}, "ctxs.0.text: Field required"),
+        ("locomo", {"sample_id": "c", "conversation": {"speaker_a": "Ana"}, "qa": []}, "has no session_<number>"),
+        ("longmemeval", {"question_id": "m"}, "question_type: Field required.*and 4 more"),
+    ],
+)
+def test_malformed_records_of_each_format(tmp_path, format, record, message):
+    path = tmp_path / "records.jsonl"
+    path.write_text(f"\n{json.dumps(record)}\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=rf"records\.jsonl:2: .*{message}"):
+        load_examples(path, format=format)
 
 
 def test_plain_jsonl_by_index_or_by_id_and_back(tmp_path):
