@@ -1,9 +1,10 @@
-"""The colours of a contribution, the same on pages, on terminals and in pictures: blue for the query, orange against.
+"""The colours of a contribution, on pages, on terminals and in pictures: blue for the query, orange against it.
 
 They are blue and vermillion of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which the colour-blind tell
 apart, and half as bright as white: both can be read on light and on dark grounds.
 """
 
+from math import sqrt
 from typing import TypeAlias
 
 RGB: TypeAlias = tuple[int, int, int]
@@ -19,3 +20,14 @@ def colour_of(value: float) -> RGB:
     (True, True)
     """
     return FOR if value >= 0 else AGAINST
+
+
+def strength(value: float, largest: float) -> float:
+    """How strong the shade of a contribution is, from 0 to 1: the root of its share of the largest one.
+
+    A few tokens contribute most. By the share itself, all others would be too pale to see.
+
+    >>> strength(-0.25, 1.0), strength(0.0, 0.0)
+    (0.5, 0.0)
+    """
+    return sqrt(min(abs(value) / largest, 1.0)) if largest else 0.0

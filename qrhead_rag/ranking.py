@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
+from qrhead_rag.cards import Card, Stretch, cards_html
 from qrhead_rag.explain import Evidence, Explanation, explain_passage
 from qrhead_rag.heads import Mode
 from qrhead_rag.prompt import Passage
@@ -54,10 +55,25 @@ class Ranking(Sequence[RankedPassage]):
         return Explanation(
             self.query,
             tuple(
-                explain_passage(ranked.index, ranked.score, ranked.passage, self._evidence[ranked.index])
-                for ranked in self.passages
+                explain_passage(r.index, r.score, r.passage, self._evidence[r.index], r.truncated)
+                for r in self.passages
             ),
         )
+
+    def _repr_html_(self) -> str:
+        """The ranking itself; `explain()` shows what decided."""
+        cards = [
+            Card(
+                index=ranked.index,
+                score=ranked.score,
+                id=ranked.passage.id,
+                title=(Stretch(ranked.passage.title),) if ranked.passage.title else (),
+                text=(Stretch(_opening(ranked.passage.text)),),
+                note="only the beginning was read" if ranked.truncated else "",
+            )
+            for ranked in self.passages
+        ]
+        return cards_html(self.query, cards, f"{self.mode}, in sliding windows" if self.windowed else self.mode)
 
     @overload
     def __getitem__(self, place: int) -> RankedPassage: ...
@@ -71,3 +87,7 @@ class Ranking(Sequence[RankedPassage]):
 
     def __iter__(self) -> Iterator[RankedPassage]:
         return iter(self.passages)
+
+
+def _opening(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"

@@ -1,30 +1,28 @@
 """Explanations on a terminal: a passage's text, each token shaded by what it contributed.
 
-Green is for the query, red against it; the stronger the shade, the more the token counts beside the strongest one of
-the passage. The strongest tokens also stand below it in words, for terminals and eyes without colour.
+Blue is for the query, orange and underlined against it. The stronger a token beside the strongest one of the passage,
+the more it stands out: coloured, on a coloured ground, bold on it. A terminal does not tell whether it is light or
+dark: both colours can be read on either. The strongest tokens also stand below in words, for terminals without colour.
 """
 
 from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
+from qrhead_rag.cards import Stretch
+from qrhead_rag.colours import colour_of, strength
 from qrhead_rag.explain import ExplainedPassage
+from qrhead_rag.printable import printable
 
-_FOR, _AGAINST = (22, 163, 74), (220, 38, 38)
-_PAPER = (255, 255, 255)
-_FAINTEST = 0.05  # of the strongest token; below it, shades cannot be told apart
+_COLOURED, _GROUND, _BOLD = 0.25, 0.5, 0.75  # strengths from which a token stands out more
 
 
 def shaded(passage: ExplainedPassage) -> Text:
-    """Title and text of a passage, shaded; a passage that was not read has no shades."""
+    """Title and text of a passage, shaded; what was not read is dim."""
     highest = max((abs(token.contribution) for token in passage.tokens), default=0.0)
-    title = Text(passage.passage.title or "")
-    body = Text(passage.passage.text)
-    for token in passage.tokens:
-        part = {"title": title, "text": body}.get(token.part)
-        share = token.contribution / highest if highest else 0.0
-        if part is not None and abs(share) >= _FAINTEST:
-            part.stylize(_shade(share), token.start, token.end)
+    title, body = (
+        Text.assemble(*(_shaded(stretch, highest) for stretch in passage.stretches(part))) for part in ("title", "text")
+    )
     title.stylize("bold")
     return Text("\n").join([title, body]) if title else body
 
@@ -32,11 +30,23 @@ def shaded(passage: ExplainedPassage) -> Text:
 def strongest(passage: ExplainedPassage, number: int = 8) -> str:
     """The tokens that count most, for or against, with their contributions, strongest first."""
     tokens = sorted(passage.tokens, key=lambda token: -abs(token.contribution))[:number]
-    return ", ".join(f"{token.text.strip() or repr(token.text)} {token.contribution:+.4f}" for token in tokens)
+    return ", ".join(f"{_word(token.text)} {token.contribution:+.4f}" for token in tokens)
 
 
-def _shade(share: float) -> Style:
-    """The background for a share of the strongest contribution, from -1 to 1."""
-    ink = _FOR if share > 0 else _AGAINST
-    red, green, blue = (round(paper + (full - paper) * abs(share)) for paper, full in zip(_PAPER, ink, strict=True))
-    return Style(color="black", bgcolor=Color.from_rgb(red, green, blue))
+def _word(text: str) -> str:
+    return printable(text.strip()) or repr(text)
+
+
+def _shaded(stretch: Stretch, highest: float) -> tuple[str, Style]:
+    text = printable(stretch.text)
+    if stretch.contribution is None:
+        return text, Style(dim=bool(highest))
+    shade = strength(stretch.contribution, highest)
+    if shade < _COLOURED:
+        return text, Style()
+    colour = Color.from_rgb(*colour_of(stretch.contribution))
+    against = stretch.contribution < 0
+    if shade < _GROUND:
+        return text, Style(color=colour, underline=against)
+    ink = "#000000" if against else "#ffffff"
+    return text, Style(color=ink, bgcolor=colour, bold=shade >= _BOLD, underline=against)

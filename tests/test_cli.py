@@ -268,34 +268,6 @@ def test_a_model_without_heads_is_told_how_to_find_them():
     assert "qrhead detect --model nobody/nothing" in result.stderr
 
 
-def test_shades_tell_for_from_against():
-    passage = Passage(text="ships pass by", title="Log")
-    tokens = (
-        TokenContribution("[1] ", "label", 0, 4, 0.5),
-        TokenContribution("Log", "title", 0, 3, -0.1),
-        TokenContribution("ships", "text", 0, 5, 1.0),
-        TokenContribution(" pass", "text", 5, 10, -1.0),
-        TokenContribution(" by", "text", 10, 13, 0.01),
-    )
-    explained = ExplainedPassage(0, 0.41, passage, tokens)
-    text = shaded(explained)
-    assert text.plain == "Log\nships pass by"
-    colours = {
-        text.plain[span.start : span.end]: span.style.bgcolor for span in text.spans if hasattr(span.style, "bgcolor")
-    }
-    most, least = colours["ships"].triplet, colours[" pass"].triplet
-    assert most.green > most.red
-    assert least.red > least.green
-    assert colours["Log"].triplet.red > colours["Log"].triplet.green > least.green
-    assert " by" not in colours
-    assert strongest(explained, 3) == "ships +1.0000, pass -1.0000, [1] +0.5000"
-
-
-def test_a_passage_that_was_not_read_is_shown_plain():
-    explained = ExplainedPassage(0, 0.0, Passage(text=""), ())
-    assert (shaded(explained).plain, strongest(explained)) == ("", "")
-
-
 @pytest.fixture(scope="module")
 def handbook():
     return load_handbook()
@@ -419,4 +391,4 @@ def test_colours_reach_a_terminal(folder):
     tokens = (TokenContribution("a ship", "text", 0, 6, 1.0),)
     with console.capture() as captured:
         console.print(shaded(ExplainedPassage(0, 1.0, Passage(text="a ship"), tokens)))
-    assert "48;2;22;163;74" in captured.get()
+    assert "48;2;0;114;178" in captured.get()
