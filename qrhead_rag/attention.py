@@ -109,6 +109,7 @@ class HeadReader:
         key_positions: Tensor | None = None,
         late_keys: Mapping[int, Tensor] | None = None,
         late_positions: Tensor | None = None,
+        hidden: int = 0,
         see_all: bool = False,
     ) -> Tensor:
         """Attention of the selected heads from each part to the cached tokens, averaged over the part's rows.
@@ -123,7 +124,9 @@ class HeadReader:
             late_keys: per layer, keys that only the selected heads see, after the cached ones (late interaction), as
                 `keys_for_heads` gave them. # (key heads, late tokens, head size)
             late_positions: their positions. # (late tokens,)
-            see_all: refuse a head whose window hides a token from a row that is read.
+            hidden: first cached tokens that the heads' attention is read without, as if they were not there; what the
+                model goes on with sees them.
+            see_all: refuse a head whose window hides a token that is not `hidden` from a row that is read.
 
         Returns:
             a(t) for each head and part, float32, late tokens after the cached ones. # (heads, parts, tokens)
@@ -149,6 +152,7 @@ class HeadReader:
             cached=cached,
             tokens=tokens,
             late_keys=late_keys or {},
+            hidden=hidden,
             must_see=rows_read.to(device) if see_all else None,
         )
         self._run(
@@ -245,6 +249,7 @@ class _Reading:
     cached: int
     tokens: int  # cached and late ones
     late_keys: Mapping[int, Tensor]
+    hidden: int
     must_see: Tensor | None  # (rows,)
     found: dict[int, Tensor] = field(default_factory=dict)
 
@@ -294,7 +299,8 @@ def _read_layer(
             "with transformers.masking_utils"
         )
     seen = mask if mask.dtype == torch.bool else mask == 0
-    if reading.must_see is not None and not bool(seen[0, 0, reading.must_see.to(seen.device), : reading.tokens].all()):
+    to_see = slice(reading.hidden, reading.tokens)
+    if reading.must_see is not None and not bool(seen[0, 0, reading.must_see.to(seen.device), to_see].all()):
         raise ValueError(
             f"layer {layer} attends within a window that hides part of the documents from the query; expected every "
             "document token in sight: use smaller pieces (piece_tokens=), heads of layers without a window, or listwise"
@@ -306,7 +312,8 @@ def _read_layer(
         needed = _key_heads(heads, group)
         late = reading.late_keys[layer].to(keys)[None, [needed.index(head // group) for head in heads]]
         keys = torch.cat([keys[:, :, : reading.cached], late, keys[:, :, reading.cached :]], dim=2)
-    additive = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    additive = torch.where(seen, 0.0, torch.finfo(torch.float32).min)  # (1, 1, rows, tokens + rows)
+    additive[..., : reading.hidden] = torch.finfo(torch.float32).min
     weights = _eager_weights(module, heads, query[:, heads].float(), keys, additive, options)
     return reading.averages.to(weights.device) @ weights[0, :, :, : reading.tokens]
 

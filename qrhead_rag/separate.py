@@ -5,6 +5,9 @@ every list that it appears in. Under `independent` the query part attends to the
 every layer. Under `late` it is run without seeing any; the queries of the selected heads alone meet those heads' keys
 of every passage.
 
+The heads are read as if the opening of the prompt were not there: what they leave on its first tokens, where attention
+rests that finds nothing, says little of the passages (benchmarks/reports/choices.md).
+
 Long passages are cut into pieces that are encoded like passages; scores of a passage's best pieces are added up.
 """
 
@@ -289,14 +292,19 @@ class SeparateList:
         length = prefix.get_seq_length()
         if encoder.mode == "late":
             attention = encoder.reader.read(
-                prefix, parts, late_keys=joined.keys, late_positions=joined.places + length, see_all=True
+                prefix,
+                parts,
+                late_keys=joined.keys,
+                late_positions=joined.places + length,
+                hidden=length,
+                see_all=True,
             )
         else:
             positions = torch.cat([torch.arange(length), joined.places + length])
             cache = cache_of(
                 [tensor[None] for tensor in joined.keys.values()], [tensor[None] for tensor in joined.values.values()]
             )
-            attention = encoder.reader.read(cache, parts, key_positions=positions, see_all=True)
+            attention = encoder.reader.read(cache, parts, key_positions=positions, hidden=length, see_all=True)
         attention = attention[:, :, length:].cpu()
         check_finite(attention, encoder.heads, joined.document_of_piece[joined.piece_of])
         return attention

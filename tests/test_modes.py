@@ -151,7 +151,9 @@ def test_independent_equals_one_pass_under_one_mask(family):
             ).attentions
         asked.model.set_attn_implementation("sdpa" if family != "gemma2" else "eager")
         rows = (part == len(segments) - 1).nonzero()[read_from:, 0]
-        scores.append(torch.stack([attention[layer][0, head][rows].mean(0) for layer, head in HEADS]).sum(0))
+        read = torch.stack([attention[layer][0, head][rows] for layer, head in HEADS])  # (heads, rows, tokens)
+        without_opening = read / (1 - read[..., : len(opening)].sum(dim=-1, keepdim=True))
+        scores.append(without_opening.mean(dim=1).sum(dim=0))
     calibrated = scores[0][: len(opening) + sum(map(len, pieces))]
     calibrated = calibrated - scores[1][: len(calibrated)]
     wanted, start = [], len(opening)
@@ -200,12 +202,12 @@ def test_late_reads_the_stored_keys_of_the_model():
                     tensor[0, head // (2 if number else 1)] for number, tensor in enumerate(seen["query", layer])
                 )
                 document = seen["document", layer][1][0, head // 2][len(opening) :]
-                every = torch.cat([keys[: len(opening)], document, keys[len(opening) :]])
+                every = torch.cat([document, keys[len(opening) :]])  # the opening is hidden from the heads
                 logits = queries[len(opening) :] @ every.T * 8**-0.5
                 own = torch.ones(len(tail), len(tail)).tril().bool()
                 logits[:, -len(tail) :].masked_fill_(~own, -torch.inf)
                 weights = logits.softmax(-1)[read_from:]
-                total += weights[:, len(opening) : len(opening) + len(piece)].mean(0)
+                total += weights[:, : len(piece)].mean(0)
             calibrated.append(total)
     tokens = calibrated[0] - calibrated[1]
     same(asked.score(QUERY, [text]), [tokens[tokens > tokens.mean() - 2 * tokens.std()].sum().item()])
