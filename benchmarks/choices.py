@@ -1,8 +1,8 @@
 """What `independent` and `late` care about: the measurements behind how they lay out a document and a query.
 
 Each line changes one thing: the label before a document, where the query stands, the temperature of the heads' softmax,
-and whether the heads may look at the tokens before the documents (attention sinks among them). nDCG@10 over HotpotQA
-lists in shuffled order; the data is not part of this project.
+and whether the heads see the opening of the prompt, where attention rests that finds nothing (attention sinks).
+nDCG@10 over HotpotQA lists in shuffled order; the data is not part of this project.
 
     python -m benchmarks.choices HOTPOTQA.json [--examples 50]
 """
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
 import qrhead_rag.attention
 import qrhead_rag.prompt
 import qrhead_rag.separate
 from benchmarks.warm import HEADS
 from qrhead_rag import LabelledExample, Passage, QRRetriever
+from qrhead_rag.attention import HeadReader
 from qrhead_rag.datasets import load_examples, ordered, sampled
 from qrhead_rag.heads import Mode
 from qrhead_rag.metrics import measure, paired_test
@@ -51,15 +50,13 @@ def temperature(value: float) -> Any:
     return patch.object(qrhead_rag.attention, "_eager_weights", weights)
 
 
-def opening_hidden(opening: int) -> Any:
-    plain = qrhead_rag.attention._eager_weights
+def opening_seen() -> Any:
+    plain = HeadReader.read
 
-    def weights(module, heads, query, keys, mask, options):
-        mask = mask.expand(-1, -1, query.shape[2], -1).clone()
-        mask[..., :opening] = torch.finfo(torch.float32).min
-        return plain(module, heads, query, keys, mask, options)
+    def read(self: HeadReader, *given: Any, **more: Any) -> Any:
+        return plain(self, *given, **(more | {"hidden": 0}))
 
-    return patch.object(qrhead_rag.attention, "_eager_weights", weights)
+    return patch.object(HeadReader, "read", read)
 
 
 def numbered(example: LabelledExample) -> LabelledExample:
@@ -80,7 +77,6 @@ def main() -> None:
     found = sampled(load_examples(options.data), count=options.examples)
     examples = [ordered(example, "shuffled") for example in found]
     base = QRRetriever.from_pretrained(device="cpu", heads=HEADS)
-    opening = len(base.encoder.tokenizer.opening(base.encoder.template))
     print(f"{len(examples)} lists, heads {HEADS}, nDCG@10; difference to the first line with p of a paired test")
     modes: tuple[Mode, ...] = ("late", "independent")
     for mode in modes:
@@ -98,7 +94,7 @@ def main() -> None:
             "query at position 2048": lambda: position(2048),
             "temperature 0.7": lambda: temperature(0.7),
             "temperature 1.5": lambda: temperature(1.5),
-            "opening hidden from the heads": lambda: opening_hidden(opening),
+            "opening seen by the heads": opening_seen,
         }
         other_documents: dict[str, tuple[Change, list[LabelledExample]]] = {
             "label [i]": (lambda: label(""), [numbered(example) for example in examples]),
