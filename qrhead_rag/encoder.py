@@ -95,11 +95,19 @@ class ByteCache:
 
     def put(self, key: str, entry: Sized) -> None:
         """Keep an entry, or take note of its new size, and forget the oldest ones that no longer fit."""
-        self.nbytes -= self._entries.pop(key, (None, 0))[1]
-        self._entries[key] = entry, entry.nbytes
-        self.nbytes += entry.nbytes
+        nbytes, before = entry.nbytes, self._entries.get(key, (None, 0))[1]
+        # No call stands between the entries and their sum, so that an interruption finds them in agreement.
+        self._entries[key] = entry, nbytes
+        self.nbytes += nbytes - before
+        self._entries.move_to_end(key)
         while self.nbytes > self._limit:
-            self.nbytes -= self._entries.popitem(last=False)[1][1]
+            oldest = next(iter(self._entries))
+            self.nbytes -= self._entries[oldest][1]
+            del self._entries[oldest]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries, self.nbytes = OrderedDict(), 0
 
 
 def content_key(*texts: str) -> str:

@@ -44,8 +44,8 @@ class ListwiseList:
             shown.reverse()
         contents, clipped = encoder.clip([passages[place].content for place in shown], encoder.room(query))
         self._check_fits(encoder.tokenizer.prompt(encoder.template, contents, query or NULL_QUERY))
-        self._shown, self._contents = shown, contents
-        self.truncated = frozenset(shown[place] for place in clipped)
+        truncated = frozenset(shown[place] for place in clipped)
+        self._shown, self._contents, self.truncated = shown, contents, truncated  # at once, whatever interrupts
 
     def run(self) -> None:
         """Run everything before the query span."""

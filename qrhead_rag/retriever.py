@@ -27,7 +27,7 @@ from qrhead_rag.loading import LoadedModel, load_model, share_model
 from qrhead_rag.prompt import Document, Passage, PromptTemplate, PromptTokenizer, as_passages, check_query
 from qrhead_rag.ranking import RankedPassage, Ranking
 from qrhead_rag.selection import Order, Selection, select
-from qrhead_rag.windows import slide, window_size
+from qrhead_rag.windows import is_out_of_memory, slide, window_size
 
 
 class QRRetriever:
@@ -194,7 +194,7 @@ class QRRetriever:
             TypeError, ValueError: a blank query or a document of the wrong type.
             ListTooLongError: list and query are longer than the model's context; `rank` reads such a list in windows.
         """
-        with self._kept_list(check_query(query), as_passages(documents)) as encoded:
+        with self._encoder.lock, self._kept_list(check_query(query), as_passages(documents)) as encoded:
             return encoded.score(query)
 
     def head_scores(self, query: str, documents: Iterable[Document]) -> Tensor:
@@ -203,7 +203,7 @@ class QRRetriever:
         Returns:
             Rows in the order of `heads.heads`. # (heads, documents)
         """
-        with self._kept_list(check_query(query), as_passages(documents)) as encoded:
+        with self._encoder.lock, self._kept_list(check_query(query), as_passages(documents)) as encoded:
             return encoded.head_scores(query)
 
     def rank(
@@ -243,18 +243,20 @@ class QRRetriever:
                 too_long = len(contents) > 1 and not self._encoder.fits(contents, query, room)
             if too_long:
                 return self._rank_in_windows(query, passages, selection, token_counter or self.count_tokens, room)
-        with self._kept_list(query, passages) as encoded:
+        with self._encoder.lock, self._kept_list(query, passages) as encoded:
             return encoded.rank_selected([query], selection, token_counter)[0]
 
     @contextmanager
     def _kept_list(self, query: str, passages: list[Passage]) -> Iterator[EncodedPassages]:
-        """The passages encoded, using and leaving behind what the cache holds of the same texts."""
+        """The passages encoded, using and leaving behind what the cache holds of the same texts.
+
+        Whoever calls it holds the lock, so that nothing interrupted in between can keep it.
+        """
         encoder = self._encoder
         key = content_key("list", *(passage.content for passage in passages))
-        with encoder.lock:
-            encoded = EncodedPassages(encoder, passages, query, held=encoder.kept.get(key))
-            yield encoded
-            encoder.kept.put(key, encoded.held)
+        encoded = EncodedPassages(encoder, passages, query, held=encoder.kept.get(key))
+        yield encoded
+        encoder.kept.put(key, encoded.held)
 
     def rank_batch(
         self,
@@ -311,8 +313,7 @@ class QRRetriever:
             sizes = [encoder.size(content) for content in contents]
         truncated = {read[place] for place in clipped}
         warn_of_truncation(passages, truncated)
-        window = window_size(sizes, room, encoder.options.window)
-        stride = encoder.options.stride or max(1, window // 2)
+        wanted = window_size(sizes, room, encoder.options.window)
         scores = [0.0] * len(passages)
         evidence: list[Evidence | None] = [None] * len(passages)
 
@@ -321,19 +322,20 @@ class QRRetriever:
                 encoded = EncodedPassages(encoder, [contents[place] for place in places], query)
             except ListTooLongError as error:
                 raise ListTooLongError(
-                    f"window={window} documents do not fit the model's context of {encoder.context_length} tokens; "
-                    "use a smaller window, or None for as many as fit"
+                    f"window={len(places)} documents do not fit the model's context of {encoder.context_length} "
+                    "tokens; use a smaller window, or None for as many as fit"
                 ) from error
             found, tokens = encoded.scored([query])[0]
             for place, score, token in zip(places, found, tokens, strict=True):
                 scores[read[place]], evidence[read[place]] = score, token
             return sorted(places, key=lambda place: -scores[read[place]])
 
-        order = slide(len(read), window, stride, best_first)
+        order, window, stride = self._slide(len(read), wanted, best_first)
+        more = f" (memory ran out with {wanted})" if window < wanted else ""
         warn_caller(
             f"{len(passages)} documents are longer together than the model's context of {encoder.context_length} "
-            f"tokens: ranked in sliding windows of {window}, moved by {stride}; scores are those of each document's "
-            "last window"
+            f"tokens: ranked in sliding windows of {window}{more}, moved by {stride}; scores are those of each "
+            "document's last window"
         )
         for place in blank:
             scores[place] = min(scores[place] for place in read)
@@ -347,6 +349,23 @@ class QRRetriever:
             windowed=True,
             _evidence=tuple(evidence),
         )
+
+    def _slide(
+        self, num_documents: int, window: int, best_first: Callable[[list[int]], list[int]]
+    ) -> tuple[list[int], int, int]:
+        """Order, window and stride; where memory runs out, the whole list again in windows half as long."""
+        encoder = self._encoder
+        while True:
+            stride = min(encoder.options.stride or max(1, window // 2), window)
+            try:
+                return slide(num_documents, window, stride, best_first), window, stride
+            except (MemoryError, RuntimeError) as error:
+                if window == 2 or not is_out_of_memory(error):
+                    raise
+            # Only after the handler is what the failed pass held let go of.
+            window = max(2, min(window, num_documents) // 2)
+            with encoder.lock:
+                encoder.kept.clear()
 
 
 def check_mode(mode: Mode) -> Mode:

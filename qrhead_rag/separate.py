@@ -13,6 +13,7 @@ Long passages are cut into pieces that are encoded like passages; scores of a pa
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -157,13 +158,16 @@ class SeparateList:
         """
         encoder = self._encoder
         shown = {place: passage.content for place, passage in enumerate(passages) if passage.content.strip()}
+        truncated: frozenset[int] = frozenset()
         if encoder.options.piece_tokens is None:
             clipped, places = encoder.clip(list(shown.values()), encoder.room(query))
-            self.truncated = frozenset(list(shown)[place] for place in places)
+            truncated = frozenset(list(shown)[place] for place in places)
             shown = dict(zip(shown, clipped, strict=True))
-        self._joined = self._joined if shown == self._contents else None
-        self._contents = shown
-        self._passages = {text: found for text, found in self._passages.items() if text in set(shown.values())}
+        wanted = set(shown.values())
+        left = {text: found for text, found in self._passages.items() if text in wanted}
+        joined = self._joined if shown == self._contents else None
+        # At once, whatever interrupts.
+        self._joined, self._contents, self._passages, self.truncated = joined, shown, left, truncated
 
     def run(self) -> None:
         """Encode the passages that no list of this retriever has encoded, those of like length together."""
@@ -242,27 +246,43 @@ class SeparateList:
         """Take over what `state` gave for a list of the same texts.
 
         Raises:
-            ValueError: the tensors do not belong together or to the texts.
+            ValueError: the tensors do not belong together, to the texts or to the model.
         """
-        piece_of, offsets = tensors["piece_of"].long(), tensors["offsets"]
+        self._check_state(document_of_piece, tensors)
+        offsets = tensors["offsets"].tolist()
+        lengths = torch.bincount(tensors["piece_of"]).tolist()
         layers = {int(name.removeprefix("keys.")): keys for name, keys in tensors.items() if name[:5] == "keys."}
-        fits = all(keys.shape[1] == len(piece_of) == len(offsets) for keys in layers.values())
-        if not layers or not fits or set(document_of_piece) != set(self._contents):
-            raise ValueError("its keys, offsets and texts do not belong together")
-        lengths = torch.bincount(piece_of, minlength=len(document_of_piece)).tolist()
         pieces: dict[int, list[EncodedPiece]] = {place: [] for place in self._contents}
         start = 0
         for place, length in zip(document_of_piece, lengths, strict=True):
             kept = slice(start, start := start + length)
-            ranges = tuple((int(first), int(last)) for first, last in offsets[kept].tolist())
             keys = {layer: tensor[:, kept].to(self._encoder.reader.device) for layer, tensor in layers.items()}
-            pieces[place].append(EncodedPiece(ranges, keys, {}))
+            pieces[place].append(EncodedPiece(tuple((first, last) for first, last in offsets[kept]), keys, {}))
         self._passages = {text: EncodedPassage(tuple(pieces[place])) for place, text in self._contents.items()}
         self._joined = None
 
+    def _check_state(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
+        encoder = self._encoder
+        tokens, dtype = len(tensors["piece_of"]), getattr(torch, encoder.options.key_dtype)
+        expected = {"piece_of": (torch.int32, (tokens,)), "offsets": (torch.int32, (tokens, 2))}
+        for layer, keys in encoder.reader.keys_for_heads(layer_tensors(self._run_prefix())[0]).items():
+            expected[f"keys.{layer}"] = dtype, (keys.shape[1], tokens, keys.shape[3])
+        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        if found != expected:
+            raise ValueError(f"it holds {sorted(found.items())}, expected {sorted(expected.items())}")
+        documents = [place for place in document_of_piece if type(place) is int]
+        if documents != sorted(document_of_piece) or set(documents) != set(self._contents):
+            raise ValueError("its pieces do not belong to its texts")
+        piece_of, offsets = tensors["piece_of"].long(), tensors["offsets"]
+        if [number for number, _ in groupby(piece_of.tolist())] != list(range(len(documents))):
+            raise ValueError("its tokens do not belong to its pieces")
+        ends = torch.tensor([len(CONSTANT_LABEL + self._contents[place]) for place in documents])[piece_of]
+        if not bool(((offsets[:, 0] >= 0) & (offsets[:, 0] <= offsets[:, 1]) & (offsets[:, 1] <= ends)).all()):
+            raise ValueError("its tokens lie outside its texts")
+
     def _query_position(self, joined: "_Joined") -> int:
         """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
-        return self._run_prefix().get_seq_length() + int(joined.places.max()) + 1
+        return int(self._run_prefix().get_seq_length() + joined.places.max()) + 1
 
     def _groups(self, queries: Sequence[str]) -> Iterator[list[str]]:
         group: list[str] = []

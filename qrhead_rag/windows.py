@@ -6,6 +6,10 @@ the next window. This file knows nothing of models: a window is scored by a func
 
 from collections.abc import Callable, Sequence
 
+import torch
+
+_MEMORY_RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory")  # accelerators, then CPUs
+
 
 def window_size(sizes: Sequence[int], room: float, window: int | None) -> int:
     """Documents that fit one prompt whichever they are, at least two, or what the caller asked for.
@@ -48,3 +52,14 @@ def slide(num_documents: int, window: int, stride: int, best_first: Callable[[li
         if start == 0:
             return order
         start = max(0, start - stride)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up, on whatever device.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    True
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _MEMORY_RAN_OUT)
