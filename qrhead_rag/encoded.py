@@ -108,22 +108,26 @@ class EncodedPassages:
         with self._encoder.lock:
             document_of_piece, tensors = held.state() if self._has_text() else ([], {})
             content = {"passages": [p.model_dump() for p in self._passages], "document_of_piece": document_of_piece}
-        write_encoded(path, self._encoder.file_identity(), content, tensors)
+            identity = self._encoder.file_identity()
+        write_encoded(path, identity, content, tensors)
 
     @classmethod
     def load(cls, path: str | Path, retriever: "HasEncoder") -> Self:
         """Read a list that `save` wrote, for a retriever of the same model, heads, mode and options.
 
         Raises:
-            FileNotFoundError: no such file.
+            OSError: no such file, or it cannot be read.
             ValueError: damaged, or made with something else; the message names the file and both sides.
         """
         encoder = retriever.encoder
-        content, tensors = read_encoded(path, encoder.file_identity())
+        with encoder.lock:
+            identity = encoder.file_identity()
+        content, tensors = read_encoded(path, identity)
         try:
             loaded = cls(encoder, [Passage(**passage) for passage in content["passages"]])
             if loaded._has_text():
-                _late_list(encoder, loaded._list).restore(content["document_of_piece"], tensors)
+                with encoder.lock:
+                    _late_list(encoder, loaded._list).restore(content["document_of_piece"], tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); encode again") from error
         return loaded

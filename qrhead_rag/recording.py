@@ -7,20 +7,21 @@ data sets are run once, and different settings live in one folder without being 
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from qrhead_rag.attention import find_decoder
 from qrhead_rag.encoder import ListTooLongError
 from qrhead_rag.examples import LabelledExample
+from qrhead_rag.files import replaced
 from qrhead_rag.retriever import QRRetriever
+from qrhead_rag.storage import read_tensors
 
 
 class RecordedExample(NamedTuple):
@@ -61,7 +62,7 @@ class Recording:
 
     def __iter__(self) -> Iterator[RecordedExample]:
         for example, file in zip(self.examples, self._files, strict=True):
-            yield RecordedExample(example, load_file(file)["scores"])
+            yield RecordedExample(example, read_tensors(file)[1]["scores"])
 
 
 def record(
@@ -95,8 +96,10 @@ def record(
     for done, (example, file) in enumerate(zip(examples, files, strict=True)):
         if on_progress:
             on_progress(done, len(examples))
-        if not _is_whole(file):
-            _write(file, retriever.head_scores(example.query, example.documents))
+        if not _is_whole(file, (len(retriever.heads.heads), len(example.documents))):
+            scores = retriever.head_scores(example.query, example.documents)
+            with replaced(file) as whole:
+                save_file({"scores": scores.contiguous()}, whole)
     if on_progress:
         on_progress(len(examples), len(examples))
     return Recording(examples, files)
@@ -147,16 +150,9 @@ def _check_lengths(retriever: QRRetriever, examples: Sequence[LabelledExample]) 
         )
 
 
-def _is_whole(file: Path) -> bool:
+def _is_whole(file: Path, shape: tuple[int, int]) -> bool:
     try:
-        load_file(file)
-    except (FileNotFoundError, SafetensorError):
+        scores = read_tensors(file)[1]["scores"]
+    except (OSError, SafetensorError, KeyError):
         return False
-    return True
-
-
-def _write(file: Path, scores: Tensor) -> None:
-    # the name appears only once the file is whole, whatever interrupts the run
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    save_file({"scores": scores.contiguous()}, unfinished)
-    unfinished.replace(file)
+    return scores.shape == shape and scores.dtype == torch.float32 and bool(scores.isfinite().all())

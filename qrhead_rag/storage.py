@@ -3,17 +3,19 @@
 Chunks are encoded where they are ingested and reranked anywhere else. Nothing in the file is executed when it is read.
 """
 
+import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from qrhead_rag.files import parse_json, replaced
 
 _FORMAT = "qrhead-late-1"
 
@@ -30,27 +32,19 @@ def write_encoded(path: str | Path, identity: Mapping[str, Any], content: Any, t
     Raises:
         TypeError: the content cannot be written as JSON.
     """
-    path = Path(path)
     versions = {name: version(name) for name in ("qrhead-rag", "transformers")}
     header = json.dumps({"identity": identity, "versions": versions, "content": content})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-    os.close(handle)
-    try:
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in tensors.items()},
-            temporary,
-            {"format": _FORMAT, "header": header},
-        )
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    metadata = {"format": _FORMAT, "header": header, "checksum": _checksum(header, tensors)}
+    with replaced(path) as file:
+        save_file(tensors, file, metadata)
 
 
 def read_encoded(path: str | Path, identity: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
     """The content and tensors of a file.
 
     Raises:
-        FileNotFoundError: no such file.
+        OSError: no such file, or it cannot be read.
         ValueError: damaged, of another format, or made with another model, head set, mode or option; the message names
             the file and both sides.
     """
@@ -58,13 +52,13 @@ def read_encoded(path: str | Path, identity: Mapping[str, Any]) -> tuple[Any, di
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected one written by EncodedPassages.save")
     try:
-        with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+        metadata, tensors = read_tensors(path)
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, expected {_FORMAT!r}")
-        header = json.loads(metadata["header"])
-        found, content = header["identity"], header["content"]
+        if metadata.get("checksum") != _checksum(metadata["header"], tensors):
+            raise ValueError("its content is not what its checksum says")
+        header = parse_json(metadata["header"])
+        found, content = dict(header["identity"]), header["content"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); expected a whole file written by EncodedPassages.save: encode again"
@@ -76,3 +70,22 @@ def read_encoded(path: str | Path, identity: Mapping[str, Any]) -> tuple[Any, di
                 "load it with the retriever it was made by, or encode again"
             )
     return content, tensors
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file, copied out of it: it may be cut off or overwritten afterwards.
+
+    Raises:
+        OSError: no such file, or it cannot be read.
+        SafetensorError: damaged, or of another format.
+    """
+    with safe_open(path, framework="pt") as stored:
+        return stored.metadata() or {}, {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
