@@ -112,13 +112,25 @@ class EncodedPassages:
         write_encoded(path, identity, content, tensors)
 
     @classmethod
-    def load(cls, path: str | Path, retriever: "HasEncoder") -> Self:
+    def load(cls, path: str | Path | Iterable[str | Path], retriever: "HasEncoder") -> Self:
         """Read a list that `save` wrote, for a retriever of the same model, heads, mode and options.
+
+        Args:
+            path: a file; or several, or a folder of shards (`qrhead encode-dataset`), which become one list in the
+                order of the files.
+            retriever: what the list will be asked with.
 
         Raises:
             OSError: no such file, or it cannot be read.
             ValueError: damaged, or made with something else; the message names the file and both sides.
         """
+        if not isinstance(path, str | Path):
+            return cls._join(retriever.encoder, [cls.load(one, retriever) for one in path])
+        if Path(path).is_dir():
+            shards = sorted(Path(path).glob("part-*.safetensors"))
+            if not shards:
+                raise FileNotFoundError(f"{path} has no part-*.safetensors; expected a folder of encoded shards")
+            return cls.load(shards, retriever)
         encoder = retriever.encoder
         with encoder.lock:
             identity = encoder.file_identity()
@@ -131,6 +143,14 @@ class EncodedPassages:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); encode again") from error
         return loaded
+
+    @classmethod
+    def _join(cls, encoder: Encoder, parts: Sequence[Self]) -> Self:
+        """One list of several, in their order; what they have run is not run again."""
+        whole = SeparateList(encoder)
+        for part in parts:
+            whole.take_over(_late_list(encoder, part._list))
+        return cls(encoder, [passage for part in parts for passage in part], held=whole)
 
     def score(self, query: str) -> list[float]:
         """s(d) of every document, in the order given. A blank one gets the lowest score of the list."""

@@ -41,6 +41,8 @@ class ReadingOptions(BaseModel):
         piece_tokens: under `independent` and `late`, documents longer than this are encoded in pieces of at most this
             many tokens, cut at sentence ends, and the scores of the best three pieces are added up; None leaves them
             whole.
+        batch_tokens: under `independent` and `late`, tokens of documents, padding included, that run through the model
+            together; bounds activation memory, and keeps an accelerator busy.
         cache_bytes: what the retriever may keep of lists and passages it has read, in bytes; 0 keeps nothing.
         key_dtype: how `late` stores keys.
     """
@@ -54,6 +56,7 @@ class ReadingOptions(BaseModel):
     stride: int | None = Field(default=None, ge=1)
     prefill_tokens: int = Field(default=PREFILL_TOKENS, ge=1)
     piece_tokens: int | None = Field(default=256, ge=16)
+    batch_tokens: int = Field(default=4096, ge=1)
     cache_bytes: int = Field(default=2**30, ge=0)
     key_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 

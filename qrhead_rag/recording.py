@@ -46,7 +46,7 @@ class Recording:
 
     def __init__(self, examples: Sequence[LabelledExample], files: Sequence[Path]) -> None:
         self.examples = tuple(examples)
-        self._files = tuple(files)
+        self.files = tuple(files)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -55,13 +55,13 @@ class Recording:
         """The examples that can tell heads apart: those with relevant and with other documents."""
         kept = [
             (example, file)
-            for example, file in zip(self.examples, self._files, strict=True)
+            for example, file in zip(self.examples, self.files, strict=True)
             if 0 < len(example.relevant) < len(example.documents)
         ]
         return Recording([example for example, _ in kept], [file for _, file in kept])
 
     def __iter__(self) -> Iterator[RecordedExample]:
-        for example, file in zip(self.examples, self._files, strict=True):
+        for example, file in zip(self.examples, self.files, strict=True):
             yield RecordedExample(example, read_tensors(file)[1]["scores"])
 
 

@@ -41,8 +41,8 @@ class QRRetriever:
         mode: "listwise" (the paper: all documents in one prompt), "independent" (each encoded alone, the query attends
             to all) or "late" (the query's heads meet each document's stored keys).
         model_name: name of the model where it knows none, or another, of itself.
-        options: layout, instruction, context_length, window, stride, prefill_tokens, piece_tokens, cache_bytes and
-            key_dtype; see `ReadingOptions`.
+        options: layout, instruction, context_length, window, stride, prefill_tokens, piece_tokens, batch_tokens,
+            cache_bytes and key_dtype; see `ReadingOptions`.
 
     Raises:
         TypeError: model or tokenizer is of the wrong kind.

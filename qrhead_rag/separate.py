@@ -25,7 +25,6 @@ from qrhead_rag.encoder import Encoder, ListTooLongError, Reading, content_key
 from qrhead_rag.prompt import CONSTANT_LABEL, NULL_QUERY, Passage
 from qrhead_rag.scoring import calibrate, check_finite
 
-_BATCH_TOKENS = 4096
 _ROWS_AT_ONCE = 1024
 
 
@@ -68,11 +67,11 @@ class _Job(NamedTuple):
     offsets: tuple[tuple[int, int], ...]
 
 
-def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+def _batches(jobs: Sequence[_Job], batch_tokens: int) -> Iterator[list[_Job]]:
     """Pieces of like length together, so that little is padded."""
     batch: list[_Job] = []
     for job in sorted(jobs, key=lambda job: -len(job.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > _BATCH_TOKENS:
+        if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
             yield batch
             batch = []
         batch.append(job)
@@ -169,6 +168,10 @@ class SeparateList:
         # At once, whatever interrupts.
         self._joined, self._contents, self._passages, self.truncated = joined, shown, left, truncated
 
+    def take_over(self, other: "SeparateList") -> None:
+        """Use again, for the list that is set next, what another one of the same encoder has run."""
+        self._passages |= other._passages
+
     def run(self) -> None:
         """Encode the passages that no list of this retriever has encoded, those of like length together."""
         encoder = self._encoder
@@ -191,7 +194,7 @@ class SeparateList:
                 label = len(CONSTANT_LABEL)
                 moved = tuple((a, b) if b <= label else (max(a, label) + start, b + start) for a, b in offsets)
                 jobs.append(_Job(text, number, ids, moved))
-        for batch in _batches(jobs):
+        for batch in _batches(jobs, encoder.options.batch_tokens):
             keys, values = self._run_batch(prefix, [job.ids for job in batch])
             for row, job in enumerate(batch):
                 ids = job.ids
