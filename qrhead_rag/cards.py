@@ -14,6 +14,7 @@ from qrhead_rag.colours import colour_of, strength
 from qrhead_rag.printable import printable
 
 _FULL_SHADE = 0.75  # opacity; text keeps a contrast of 4.5 on it, on light and on dark grounds
+_FAINTEST = 0.1  # strength below which a shade is only a haze: a hundredth of the largest contribution
 _MARKED = 0.25  # strength from which a token is marked by more than its shade
 
 _STYLE = """
@@ -78,6 +79,12 @@ class Stretch:
     text: str
     contribution: float | None = 0.0
     num_tokens: int = 1
+
+    @property
+    def halves(self) -> tuple[str, str]:
+        """The space that most tokens begin with, and the rest: words stay apart if only the rest is shaded."""
+        begins = 1 if self.text.startswith(" ") and self.text.strip() else 0
+        return self.text[:begins], self.text[begins:]
 
 
 @dataclass(frozen=True)
@@ -175,11 +182,10 @@ def _stretch(stretch: Stretch, largest: float) -> str:
         return f'<span class="qr-unread" title="not read">{_escaped(stretch.text)}</span>'
     if not stretch.contribution:
         return _escaped(stretch.text)
-    # Most tokens begin with a space; outside the shade it keeps words apart.
-    space = " " * (len(stretch.text.strip()) > 0 and stretch.text.startswith(" "))
+    space, word = stretch.halves
     tokens = f", {stretch.num_tokens} tokens" if stretch.num_tokens > 1 else ""
     tip = f' title="{stretch.contribution:+.5f}{tokens}"'
-    return space + _shade(stretch.text[len(space) :], stretch.contribution, largest, tip)
+    return space + _shade(word, stretch.contribution, largest, tip)
 
 
 def _shade(text: str, contribution: float, largest: float, attributes: str = "") -> str:
@@ -188,9 +194,10 @@ def _shade(text: str, contribution: float, largest: float, attributes: str = "")
     against = " qr-against" * (contribution < 0 and shade >= _MARKED)
     line_break = " qr-break" * (shade >= _MARKED and not text.strip() and (not text or "\n" in text))
     red, green, blue = colour_of(contribution)
+    opacity = _FULL_SHADE * shade if shade >= _FAINTEST else 0.0
     return (
         f'<span class="qr-shade{against}{line_break}" '
-        f'style="background-color: rgba({red},{green},{blue},{_FULL_SHADE * shade:.2f})"{attributes}>'
+        f'style="background-color: rgba({red},{green},{blue},{opacity:.2f})"{attributes}>'
         f"{_escaped(text)}</span>"
     )
 

@@ -5,6 +5,8 @@ the more it stands out: coloured, on a coloured ground, bold on it. A terminal d
 dark: both colours can be read on either. The strongest tokens also stand below in words, for terminals without colour.
 """
 
+from collections.abc import Iterator
+
 from rich.color import Color
 from rich.style import Style
 from rich.text import Text
@@ -21,7 +23,8 @@ def shaded(passage: ExplainedPassage) -> Text:
     """Title and text of a passage, shaded; what was not read is dim."""
     highest = max((abs(token.contribution) for token in passage.tokens), default=0.0)
     title, body = (
-        Text.assemble(*(_shaded(stretch, highest) for stretch in passage.stretches(part))) for part in ("title", "text")
+        Text.assemble(*(half for stretch in passage.stretches(part) for half in _shaded(stretch, highest)))
+        for part in ("title", "text")
     )
     title.stylize("bold")
     return Text("\n").join([title, body]) if title else body
@@ -37,16 +40,20 @@ def _word(text: str) -> str:
     return printable(text.strip()) or repr(text)
 
 
-def _shaded(stretch: Stretch, highest: float) -> tuple[str, Style]:
-    text = printable(stretch.text)
-    if stretch.contribution is None:
-        return text, Style(dim=bool(highest))
-    shade = strength(stretch.contribution, highest)
+def _shaded(stretch: Stretch, highest: float) -> Iterator[tuple[str, Style]]:
+    space, word = stretch.halves
+    yield space, Style()
+    yield printable(word), _style(stretch.contribution, highest)
+
+
+def _style(contribution: float | None, highest: float) -> Style:
+    if contribution is None:
+        return Style(dim=bool(highest))
+    shade = strength(contribution, highest)
     if shade < _COLOURED:
-        return text, Style()
-    colour = Color.from_rgb(*colour_of(stretch.contribution))
-    against = stretch.contribution < 0
+        return Style()
+    colour = Color.from_rgb(*colour_of(contribution))
+    against = contribution < 0
     if shade < _GROUND:
-        return text, Style(color=colour, underline=against)
-    ink = "#000000" if against else "#ffffff"
-    return text, Style(color=ink, bgcolor=colour, bold=shade >= _BOLD, underline=against)
+        return Style(color=colour, underline=against)
+    return Style(color="#000000" if against else "#ffffff", bgcolor=colour, bold=shade >= _BOLD, underline=against)

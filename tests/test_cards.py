@@ -158,7 +158,7 @@ def test_bars_begin_at_zero():
 
 
 def test_shades_follow_the_contributions():
-    read = [Stretch(f" {value}", value) for value in (0.5, 0.125, -0.5, -0.01, 0.0)]
+    read = [Stretch(f" {value}", value) for value in (0.5, 0.125, -0.5, -0.01, 0.004, 0.0)]
     stretches = (*read, Stretch("unread", None))
     page = Page(cards_html("q", [Card(0, 1.0, text=stretches)]))
     shades = [shade for shade in page.of("qr-shade") if "title" in shade]
@@ -167,13 +167,20 @@ def test_shades_follow_the_contributions():
         ("0.125", "+0.12500"),
         ("-0.5", "-0.50000"),
         ("-0.01", "-0.01000"),
+        ("0.004", "+0.00400"),
     ]
     colours = [shade["style"].removeprefix("background-color: ") for shade in shades]
-    assert colours == ["rgba(0,114,178,0.75)", "rgba(0,114,178,0.38)", "rgba(213,94,0,0.75)", "rgba(213,94,0,0.11)"]
-    assert ["qr-against" in shade["class"] for shade in shades] == [False, False, True, False]
+    assert colours == [
+        "rgba(0,114,178,0.75)",
+        "rgba(0,114,178,0.38)",
+        "rgba(213,94,0,0.75)",
+        "rgba(213,94,0,0.11)",
+        "rgba(0,114,178,0.00)",
+    ]
+    assert ["qr-against" in shade["class"] for shade in shades] == [False, False, True, False, False]
     assert [(found["text"], found["title"]) for found in page.of("qr-unread")] == [("unread", "not read")]
     assert [found["text"] for found in page.of("qr-legend")[0:1]] == ["what a token contributed-0.5-0.12+0.12+0.5"]
-    assert page.of("qr-text")[0]["text"] == " 0.5 0.125 -0.5 -0.01 0.0unread"
+    assert page.of("qr-text")[0]["text"] == " 0.5 0.125 -0.5 -0.01 0.004 0.0unread"
 
 
 def test_a_line_break_that_counts_has_a_sign():
@@ -181,6 +188,18 @@ def test_a_line_break_that_counts_has_a_sign():
     page = Page(page_html("q", [Card(0, 1.0, text=(*stretches, Stretch("x")))]))
     signed = ["qr-break" in shade["class"] for shade in page.of("qr-shade") if "title" in shade]
     assert signed == [True, True, False, False, False]
+
+
+def test_the_space_before_a_word_is_not_shaded():
+    halves = {text: Stretch(text, 0.5).halves for text in (" ship", "  ship", "ship ", " ", "\n ", "")}
+    assert halves == {
+        " ship": (" ", "ship"),
+        "  ship": (" ", " ship"),
+        "ship ": ("", "ship "),
+        " ": ("", " "),
+        "\n ": ("", "\n "),
+        "": ("", ""),
+    }
 
 
 def test_tokens_that_share_a_character_are_one_stretch():

@@ -38,11 +38,11 @@ def test_shades_tell_for_from_against():
     assert text.plain == "Log\nships pass so near by"
     found = look(text)
     assert found["ships"] == ((255, 255, 255), FOR, True, False, None)
-    assert found[" pass"] == ((0, 0, 0), AGAINST, True, True, None)
-    assert found[" so"] == ((255, 255, 255), FOR, False, False, None)
-    assert found[" near"] == (FOR, None, None, False, None)
+    assert found["pass"] == ((0, 0, 0), AGAINST, True, True, None)
+    assert found["so"] == ((255, 255, 255), FOR, False, False, None)
+    assert found["near"] == (FOR, None, None, False, None)
     assert found["Log"] == (AGAINST, None, None, True, None)
-    assert found.get(" by", (None,) * 5) == (None,) * 5
+    assert found.get("by", (None,) * 5) == (None,) * 5
     assert strongest(explained, 3) == "ships +1.0000, pass -1.0000, [1] +0.5000"
 
 
