@@ -19,6 +19,7 @@ from qrhead_rag.cli_detect import detect
 from qrhead_rag.cli_errors import one_line_errors
 from qrhead_rag.cli_evaluate import evaluate
 from qrhead_rag.heads import HeadSet, Mode, parse_heads, shipped_head_sets
+from qrhead_rag.printable import printable
 from qrhead_rag.selection import Order, Selection
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _show_ranking(ranking: "Ranking", lines: list[int], explain: bool) -> None:
     table.add_column("document", no_wrap=True, overflow="ellipsis")
     for ranked in ranking:
         cells = [str(lines[ranked.index]), f"{ranked.score:.4f}"]
-        cells += [ranked.passage.id or ""] if named else []
+        cells += [printable(ranked.passage.id or "")] if named else []
         table.add_row(*cells, _opening(ranked.passage))
     console.print(table, markup=False)
     if explain:
@@ -253,7 +254,7 @@ def _show_ranking(ranking: "Ranking", lines: list[int], explain: bool) -> None:
 def _opening(passage: "Passage") -> str:
     """Title and beginning of a passage, on one line."""
     title = f"{passage.title}: " if passage.title else ""
-    return " ".join(f"{title}{passage.text[:300]}".split())
+    return " ".join(printable(f"{title}{passage.text[:300]}").split())
 
 
 def _show_head_sets(found: list[HeadSet]) -> None:

@@ -162,6 +162,15 @@ def test_text_in_square_brackets_is_shown_as_it_is(folder):
     assert result.stdout.count("[/nothing] here") == 2
 
 
+def test_nothing_in_a_document_steers_the_terminal(folder):
+    arguments = ("rank", QUERY, "-", "--format", "jsonl", "--model", folder, "--heads", "1-0", "--device", "cpu")
+    document = {"text": "a \x1b[2Jship\r\x07", "title": "\x1b]0;title\x07", "id": "\x1b[31m1"}
+    result = invoke(*arguments, "--explain", stdin=json.dumps(document) + "\n")
+    assert result.exit_code == 0, result.stderr
+    assert "a ␛[2Jship" in result.stdout
+    assert not set(result.stdout) & set(map(chr, range(32))) - {"\n"}
+
+
 def test_explain_shows_the_strongest_tokens_of_each_document(folder, texts, retriever):
     arguments = ("rank", QUERY, texts, "--model", folder, "--heads", "1-0,2-1", "--device", "cpu", "--explain")
     result = invoke(*arguments, columns="400")
