@@ -72,7 +72,7 @@ def _claims(path: Path, book: Path) -> Found:
 
 
 def _chapters(book: Path) -> Iterator[Passage | MalformedRecord]:
-    for number, path in sorted((int(path.stem), path) for path in book.glob("*.txt") if path.stem.isdigit()):
+    for number, path in sorted((int(path.stem), path) for path in book.glob("*.txt") if path.stem.isdecimal()):
         text = read_text(path)
         lines = enumerate(text.split("\n"), start=1)
         bad = next((MalformedRecord(path, line, found) for line, one in lines if (found := foreign_bytes(one))), None)
@@ -92,7 +92,8 @@ def _relevant(source: str, places: dict[int, int]) -> tuple[int, ...]:
     """Places of the chapters that `source` names: "Chapter 3", "Chapters 1, 2, 4", "Chapters 3-5"."""
     found: set[int] = set()
     for first, last in _NUMBERS.findall(source):
-        found.update(range(int(first), int(last or first) + 1))
+        begin, end = int(first), int(last or first)
+        found |= {begin, end, *range(begin, min(end, max(places)) + 1)}  # a slip of the pen may name billions
     if not found:
         raise ValueError(f"source {source!r} names no chapter; expected numbers, as in 'Chapters 1, 2, 4'")
     if absent := sorted(found - set(places)):

@@ -179,7 +179,7 @@ def read_locomo(path: Path, unit: Literal["turn", "session"] = "turn") -> Found:
 
 
 def _documents(conversation: dict[str, Any], unit: Literal["turn", "session"]) -> Iterator[Passage]:
-    numbers = sorted(int(key[8:]) for key in conversation if re.fullmatch(r"session_\d+", key))
+    numbers = sorted(int(key[8:]) for key in conversation if re.fullmatch(r"session_(0|[1-9][0-9]*)", key))
     for number in numbers:
         session = _Session(
             date=conversation.get(f"session_{number}_date_time"), lines=conversation[f"session_{number}"]
