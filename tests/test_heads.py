@@ -144,11 +144,20 @@ def test_an_unknown_name_lists_those_there_are():
 
 
 def test_the_embedded_models_heads():
+    four = {(17, 3), (17, 4), (18, 6), (18, 7)}
     found = find_shipped(EMBEDDED_MODEL, "listwise")
-    assert found.heads == ((17, 3), (17, 4), (18, 6), (18, 7))
-    assert (found.criterion, found.task) == ("ndcg", "hotpotqa")
-    assert find_shipped(EMBEDDED_MODEL, "listwise", "hotpotqa").heads == found.heads
+    assert (found.name, set(found.heads)) == ("default", four)
+    by_ndcg = find_shipped(EMBEDDED_MODEL, "listwise", "hotpotqa")
+    assert (by_ndcg.criterion, by_ndcg.task, set(by_ndcg.heads)) == ("ndcg", "hotpotqa", four)
     assert find_shipped(EMBEDDED_MODEL.lower(), "late").model == EMBEDDED_MODEL
+
+
+@pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
+def test_the_embedded_model_has_a_default_and_a_shallow_set_for_each_mode(mode):
+    default = find_shipped(EMBEDDED_MODEL, mode)
+    assert (default.name, default.mode, default.task) == ("default", mode, "hotpotqa+nq")
+    shallow = find_shipped(EMBEDDED_MODEL, mode, "shallow")
+    assert (shallow.mode, shallow.max_layer <= 9) == (mode, True)
 
 
 def test_every_shipped_set_is_whole_and_every_model_has_one_default_a_mode():
