@@ -73,7 +73,7 @@ def detect(
 ) -> None:
     """Find the heads of a model that attend to what a query needs, on labelled examples."""
     with one_line_errors():
-        from qrhead_rag.cli import load, load_writer
+        from qrhead_rag.cli_model import load, load_writer
         from qrhead_rag.criteria import TEMPERATURE
         from qrhead_rag.datasets import ordered
         from qrhead_rag.detection import detect as choose

@@ -79,7 +79,7 @@ def evaluate(
 ) -> None:
     """Compare rerankers on labelled examples: measures with 95% intervals, and a paired test."""
     with one_line_errors():
-        from qrhead_rag.cli import load_writer
+        from qrhead_rag.cli_model import load_writer
         from qrhead_rag.evaluation import evaluate as run
         from qrhead_rag.methods import find_function, make_method, parse_methods, remembered
 
@@ -144,7 +144,7 @@ class _Models:
         self._loaded: QRRetriever | Writer | None = None
 
     def retriever(self, heads: str | None, mode: Mode) -> "QRRetriever":
-        from qrhead_rag.cli import load
+        from qrhead_rag.cli_model import load
         from qrhead_rag.retriever import QRRetriever
 
         if self._loaded is None and not self._writes:
@@ -161,7 +161,7 @@ class _Models:
         )
 
     def writer(self) -> "Writer":
-        from qrhead_rag.cli import load_writer
+        from qrhead_rag.cli_model import load_writer
 
         if self._loaded is None:
             self._loaded = load_writer(*self._given)

@@ -6,7 +6,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-import qrhead_rag.cli
+import qrhead_rag.cli_model
 import qrhead_rag.copying
 from qrhead_rag import HeadSet, QRRetriever
 from qrhead_rag.cli import app
@@ -37,8 +37,8 @@ def tiny_load(monkeypatch):
         asked.append((model, "writer"))
         return Writer(*hand_made(), **{"max_new_tokens": 2, **options})
 
-    monkeypatch.setattr(qrhead_rag.cli, "load", load)
-    monkeypatch.setattr(qrhead_rag.cli, "load_writer", load_writer)
+    monkeypatch.setattr(qrhead_rag.cli_model, "load", load)
+    monkeypatch.setattr(qrhead_rag.cli_model, "load_writer", load_writer)
     return asked
 
 
