@@ -33,7 +33,7 @@ def scores_of(mode: str, dtype: str, examples: Sequence[LabelledExample]) -> lis
 
 def agreement(found: Sequence[Sequence[float]], wanted: Sequence[Sequence[float]]) -> list[float]:
     """Kendall's tau of each list."""
-    return [float(kendalltau(a, b).statistic) for a, b in zip(found, wanted, strict=True)]
+    return [round(float(kendalltau(a, b).statistic), 9) for a, b in zip(found, wanted, strict=True)]
 
 
 def same_first(found: Sequence[Sequence[float]], wanted: Sequence[Sequence[float]]) -> int:

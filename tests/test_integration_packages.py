@@ -1,13 +1,14 @@
-"""What the two integration packages are made of."""
+"""What the packages are made of: the core and the two integrations."""
 
 import re
-import subprocess
-import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.alone import ROOT, build
 
 INTEGRATIONS = Path(__file__).parent.parent / "integrations"
 CONTENT = {
@@ -18,17 +19,41 @@ CONTENT = {
 
 @pytest.mark.parametrize("name", CONTENT)
 def test_the_wheel_holds_the_package_its_types_and_its_licence(name, tmp_path):
-    pytest.importorskip("hatchling")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(build, cwd=INTEGRATIONS / name, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    files = set(zipfile.ZipFile(wheel).namelist())
+    files = set(zipfile.ZipFile(build(INTEGRATIONS / name, "wheel", tmp_path)).namelist())
     folder = CONTENT[name]
     expected = {path.name for path in (INTEGRATIONS / name / folder).iterdir() if path.suffix in (".py", ".typed")}
     assert {"__init__.py", "py.typed", "reranker.py"} <= expected
     packaged = {file for file in files if ".dist-info/" not in file}
     assert packaged == {f"{folder}/{file}" for file in expected}, "namespace packages have no __init__.py of their own"
     assert any(file.endswith("licenses/LICENSE") for file in files)
+
+
+def test_the_wheel_of_the_core_holds_code_data_types_licence_and_command(tmp_path):
+    with zipfile.ZipFile(build(ROOT, "wheel", tmp_path)) as wheel:
+        files = set(wheel.namelist())
+        (commands,) = (wheel.read(file).decode() for file in files if file.endswith("entry_points.txt"))
+    source = ROOT / "qrhead_rag"
+    expected = {str(path.relative_to(ROOT)) for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert {"qrhead_rag/py.typed", "qrhead_rag/data/head_sets.json", "qrhead_rag/data/handbook.jsonl"} <= expected
+    assert {file for file in files if ".dist-info/" not in file} == expected
+    assert any(file.endswith("licenses/LICENSE") for file in files)
+    assert "qrhead = qrhead_rag.cli:app" in commands
+
+
+@pytest.mark.parametrize("project", [ROOT, *(INTEGRATIONS / name for name in CONTENT)], ids=lambda path: path.name)
+def test_a_wheel_made_from_the_sdist_is_the_same(project, tmp_path):
+    names = {}
+    for source in ("checkout", "sdist"):
+        folder = tmp_path / source
+        folder.mkdir()
+        if source == "sdist":
+            with tarfile.open(build(project, "sdist", tmp_path)) as sdist:
+                sdist.extractall(tmp_path / "unpacked", filter="data")
+            (project,) = (tmp_path / "unpacked").iterdir()
+            assert (project / "README.md").is_file()
+            assert (project / "LICENSE").is_file()
+        names[source] = zipfile.ZipFile(build(project, "wheel", folder)).namelist()
+    assert sorted(names["sdist"]) == sorted(names["checkout"])
 
 
 def test_the_hub_of_llama_index_finds_what_it_lists():
