@@ -110,7 +110,12 @@ class _Examples:
 
     def __init__(self, recordings: Mapping[str, Recording], options: DetectionOptions) -> None:
         usable = {name: recording.usable() for name, recording in recordings.items()}
-        self._recordings = [recording for recording in usable.values() if len(recording)]
+        if empty := [name for name, recording in usable.items() if not len(recording)]:
+            raise ValueError(
+                f"{', '.join(empty)} has no example with relevant and other documents, which alone tell heads apart; "
+                "leave it out, or give longer lists (candidates=, --candidates)"
+            )
+        self._recordings = list(usable.values())
         self.groups = [group for group, recording in enumerate(self._recordings) for _ in range(len(recording))]
         if len(self.groups) < options.folds:
             raise ValueError(
@@ -128,7 +133,7 @@ class _Examples:
                 num_documents=(min(lengths), max(lengths)),
             )
             for name, recording in usable.items()
-            if (lengths := [len(example.documents) for example in recording.examples])
+            for lengths in [[len(example.documents) for example in recording.examples]]
         )
 
     def __iter__(self) -> "chain[RecordedExample]":

@@ -206,7 +206,10 @@ def test_examples_that_cannot_tell_heads_apart_are_left_out(retriever, tmp_path)
     assert detection.data[0].num_unusable == 2
     assert detection.data[0].ids == tuple(f"e{number}" for number in range(5))
     with pytest.raises(ValueError, match="1 examples with relevant and other documents; expected at least 5"):
-        detect({"marks": Recording(found.examples[:2], found._files[:2])}, "hand-made", SHAPE, "listwise")
+        detect({"marks": Recording(found.examples[:2], found.files[:2])}, "hand-made", SHAPE, "listwise")
+    useless = Recording(found.examples[-1:], found.files[-1:])
+    with pytest.raises(ValueError, match="nothing has no example with relevant and other documents"):
+        detect({"marks": found, "nothing": useless}, "hand-made", SHAPE, "listwise")
     with pytest.raises(ValueError, match="scores of 12 heads were recorded, the model has 15"):
         detect({"marks": found}, "hand-made", ModelShape("llama", 3, 5), "listwise")
 
