@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from qrhead_rag.retriever import QRRetriever
 
 
+_CACHE_BYTES = 2**30  # of lists and passages that several queries share, for all methods together
+
+
 def evaluate(
     data: Annotated[Path, typer.Argument(help="Labelled examples: a file or folder.")],
     methods: Annotated[
@@ -44,7 +47,9 @@ def evaluate(
             "module:function of a query and texts that gives scores."
         ),
     ] = "random,bm25,all,default",
-    metrics: Annotated[str, typer.Option(help="As ir_measures names them, parted by commas.")] = "nDCG@10,R@2,R@5,RR",
+    metrics: Annotated[
+        str, typer.Option(help="As ir_measures names them (R is recall, RR is MRR), parted by commas.")
+    ] = "nDCG@10,R@2,R@5,RR",
     compare: Annotated[
         str | None, typer.Option(help="Two methods parted by a comma, for a paired test on the first metric.")
     ] = None,
@@ -103,7 +108,8 @@ def evaluate(
             part=part,
             seed=seed,
         )
-        models = _Models(model, device, dtype, instruction, writes=answer and writer is None)
+        reading = {"instruction": instruction, "cache_bytes": _CACHE_BYTES // max(1, len(names))}
+        models = _Models(model, device, dtype, reading, writes=answer and writer is None)
         made = {name: remembered(make_method(name, load_retriever=models.retriever, seed=seed)) for name in names}
         measures = [name.strip() for name in metrics.split(",")]
         with progress("ranking") as moved:
@@ -135,11 +141,11 @@ class _Models:
     """Retrievers of one model, and that model writing; it is loaded once, when the first is asked for."""
 
     def __init__(
-        self, model: str | None, device: str | None, dtype: str | None, instruction: str | None, *, writes: bool
+        self, model: str | None, device: str | None, dtype: str | None, reading: dict[str, Any], *, writes: bool
     ) -> None:
         self._given = model, device, dtype
         self._name = model or EMBEDDED_MODEL
-        self._instruction = instruction
+        self._reading = reading
         self._writes = writes
         self._loaded: QRRetriever | Writer | None = None
 
@@ -157,7 +163,7 @@ class _Models:
             heads=parse_heads(heads),
             mode=mode,
             model_name=self._name,
-            instruction=self._instruction,
+            **self._reading,
         )
 
     def writer(self) -> "Writer":
@@ -170,7 +176,7 @@ class _Models:
 
 def _show(evaluation: "Evaluation", console: Console) -> None:
     summaries = evaluation.summaries()
-    table = Table("method", *summaries[0].metrics, "s/query", box=None, pad_edge=False)
+    table = _table("method", [*summaries[0].metrics, "s/query"])
     for summary in summaries:
         table.add_row(summary.method, *map(_interval, summary.metrics.values()), f"{summary.seconds:.2f}")
     console.print(table)
@@ -179,8 +185,16 @@ def _show(evaluation: "Evaluation", console: Console) -> None:
     console.print(f"{evaluation.num_examples} examples, candidates {evaluation.order}{left_out}. 95% intervals.")
 
 
+def _table(first: str, others: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, overflow="fold", min_width=7 if name == "s/query" else 13)
+    return table
+
+
 def _interval(found: "Interval") -> str:
-    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.mean:.3f} [{found.low:.3f},{found.high:.3f}]"  # breaks before the bracket on narrow terminals
 
 
 def _show_answers(answers: "list[ContextAnswer]", num_examples: int, console: Console) -> dict[str, Any]:
@@ -189,7 +203,7 @@ def _show_answers(answers: "list[ContextAnswer]", num_examples: int, console: Co
 
     summary = summarize(answers)
     marks = list(dict.fromkeys(name for found in summary.values() for name in found))
-    table = Table("context", *marks, box=None, pad_edge=False)
+    table = _table("context", marks)
     for context, found in summary.items():
         table.add_row(context, *(_interval(found[name]) if name in found else "" for name in marks))
     console.print(table)

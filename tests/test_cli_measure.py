@@ -55,6 +55,7 @@ def test_detect_writes_heads_and_report_and_resumes(data, tmp_path, monkeypatch)
     heads = HeadSet.load(tmp_path / "heads.json")
     assert (heads.heads, heads.name, heads.task, heads.num_examples) == ((FINDS,), "marks", "marks", 10)
     assert "1-2" in done.output
+    assert "marks: 10 examples of 6 documents\n" in done.output
     assert "contrastive (1) 1.000" in words(done.output)
     assert "+0.000 over all heads (p = 1.0000)" in words(done.output)  # all heads find these too
     assert "by heads: 1 1.000, 2 1.000" in words(done.output)
@@ -66,6 +67,25 @@ def test_detect_writes_heads_and_report_and_resumes(data, tmp_path, monkeypatch)
     again = run(app, [*command, "--criterion", "mass"])
     assert again.exit_code == 0, again.output
     assert HeadSet.load(tmp_path / "heads.json").criterion == "mass"
+
+
+def test_detect_says_that_it_can_be_taken_up_again(data, tmp_path, monkeypatch):
+    run_one, done = QRRetriever.head_scores, []
+
+    def interrupted(self, query, documents):
+        done.append(query)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return run_one(self, query, documents)
+
+    monkeypatch.setattr(QRRetriever, "head_scores", interrupted)
+    command = ["detect", str(data), "--scores", str(tmp_path / "s"), "--out", str(tmp_path / "h.json")]
+    stopped = run(app, command)
+    assert stopped.exit_code == 130
+    assert "the same command goes on from here" in stopped.stderr
+    assert not (tmp_path / "h.json").exists()
+    assert run(app, command).exit_code == 0
+    assert len(done) == 4 + 7  # of ten examples three were there
 
 
 def test_detect_on_two_data_sets_of_parts(data, tmp_path, tiny_load):
