@@ -3,6 +3,7 @@
 import json
 from typing import Any, Literal, TypeAlias
 
+from qrhead_rag.files import parse_json
 from qrhead_rag.prompt import Passage
 
 FileFormat: TypeAlias = Literal["txt", "jsonl"]
@@ -42,7 +43,7 @@ def parse_passages(content: bytes, file_format: FileFormat, name: str) -> list[t
 
 def _parsed(line: str) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from qrhead_rag.files import parse_json, replaced
@@ -73,14 +73,19 @@ def read_encoded(path: str | Path, identity: Mapping[str, Any]) -> tuple[Any, di
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file, copied out of it: it may be cut off or overwritten afterwards.
+    """Metadata and tensors of a safetensors file.
+
+    It is read at once, not mapped: another file may take its place between its header and its tensors, and one that is
+    cut off while it is mapped ends the process.
 
     Raises:
         OSError: no such file, or it cannot be read.
         SafetensorError: damaged, or of another format.
     """
-    with safe_open(path, framework="pt") as stored:
-        return stored.metadata() or {}, {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+    content = Path(path).read_bytes()
+    tensors = load(content)
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    return parse_json(header.decode()).get("__metadata__", {}), tensors
 
 
 def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
