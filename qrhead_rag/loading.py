@@ -339,7 +339,7 @@ def _is_whole(folder: Path) -> bool:
         return "model.safetensors" in checksums and all(
             _checksum(folder / name) == checksum for name, checksum in checksums.items()
         )
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
 
 
