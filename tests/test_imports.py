@@ -1,45 +1,53 @@
-"""The core stands alone: without any optional package it imports and ranks, and help needs no torch."""
+"""The core stands alone: installed without any optional package it imports and ranks; it declares what it imports."""
 
 import ast
-import pkgutil
-import subprocess
+import re
 import sys
-from pathlib import Path
+import tomllib
+from importlib import metadata
 
 import pytest
 
 import qrhead_rag
+from tests.alone import ROOT, install_alone, normalized, required, run_alone
 
-ROOT = Path(qrhead_rag.__file__).parent.parent
-OPTIONAL = ["bm25s", "matplotlib", "ir_measures", "pytrec_eval", "scipy", "llama_index", "langchain_core", "ray"]
-MODULES = sorted(module.name for module in pkgutil.iter_modules([str(ROOT / "qrhead_rag")]))
-# Every finder is asked, and says what it would say if these packages were not installed: others may ask it too.
-BLOCKER = f"""
-import sys
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        absent = name.partition(".")[0] in {OPTIONAL!r}
-        return None if absent else self.finder.find_spec(name, path, target)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-"""
-
-
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+OPTIONAL = [
+    "bm25s",
+    "matplotlib",
+    "ir_measures",
+    "pytrec_eval",
+    "scipy",
+    "llama_index",
+    "langchain_core",
+    "ray",
+    "pytest",
+]
+PACKAGES = [
+    (ROOT, "qrhead_rag"),
+    (ROOT / "integrations" / "langchain-qrhead", "langchain_qrhead"),
+    (ROOT / "integrations" / "llama-index-postprocessor-qrhead", "llama_index"),
+]
 
 
-def test_every_file_imports_and_a_list_is_ranked_without_optional_packages():
-    code = f"""{BLOCKER}
-import importlib
-for name in {MODULES!r}:
-    importlib.import_module(f"qrhead_rag.{{name}}")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    install_alone(folder)
+    return folder
+
+
+def sources(folder):
+    for file in sorted(folder.rglob("*.py")):
+        yield file, ast.parse(file.read_text(encoding="utf-8"))
+
+
+def test_every_file_imports_and_a_list_is_ranked_where_the_core_is_alone(alone):
+    code = f"""
+import importlib, pkgutil
 import qrhead_rag
+files = [module.name for module in pkgutil.iter_modules(qrhead_rag.__path__)]
+for name in files:
+    importlib.import_module(f"qrhead_rag.{{name}}")
 for name in qrhead_rag.__all__:
     getattr(qrhead_rag, name)
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -48,46 +56,120 @@ for mode in ("listwise", "independent", "late"):
     ranking = retriever.rank("which ship", ["a ship", "a lamp", ""], top_n=2)
     ranking.explain()
     print(mode, len(ranking))
-loaded = [name for name in {OPTIONAL!r} if name in sys.modules]
-print("loaded", loaded)
+print(qrhead_rag.__path__[0], len(files))
+print("there", [name for name in {OPTIONAL!r} if importlib.util.find_spec(name)])
 """
-    result = run(code)
+    result = run_alone(alone, code)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ["listwise 2", "independent 2", "late 2", "loaded []"]
+    files = len(list((ROOT / "qrhead_rag").glob("[!_]*.py")))
+    assert result.stdout.splitlines() == [
+        "listwise 2",
+        "independent 2",
+        "late 2",
+        f"{alone / 'qrhead_rag'} {files}",
+        "there []",
+    ]
 
 
-def test_the_blocker_blocks():
-    result = run(f"{BLOCKER}\nimport bm25s")
+def test_the_command_runs_where_the_core_is_alone(alone):
+    result = run_alone(alone, "sys.argv = ['qrhead', 'heads']; from qrhead_rag.cli import app; app()")
+    assert result.returncode == 0, result.stderr
+    assert "SmolLM2-135M" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("use", "missing", "extra"),
+    [
+        ("from qrhead_rag.first_stage import BM25; BM25(['a ship'])", "bm25s", "eval"),
+        ("from qrhead_rag.metrics import measure; measure([], [])", "ir_measures", "eval"),
+        ("from qrhead_rag.metrics import confidence_interval; confidence_interval([0.0, 1.0])", "scipy.stats", "eval"),
+    ],
+)
+def test_a_missing_extra_is_named_with_its_command(alone, use, missing, extra):
+    result = run_alone(alone, use)
     assert result.returncode == 1
-    assert "No module named 'bm25s'" in result.stderr
+    assert f"{missing} is missing; install it with: pip install 'qrhead-rag[{extra}]'" in result.stderr
 
 
-@pytest.mark.parametrize("extra", ["bm25s", "matplotlib"])
-def test_a_missing_extra_is_named_with_its_command(extra):
-    use = {
-        "bm25s": "from qrhead_rag.first_stage import BM25; BM25(['a ship'])",
-        "matplotlib": "from qrhead_rag.first_stage import require_extra; require_extra('matplotlib', 'plot')",
-    }[extra]
-    result = run(f"{BLOCKER}\n{use}")
-    assert result.returncode == 1
-    name = {"bm25s": "eval", "matplotlib": "plot"}[extra]
-    assert f"{extra} is missing; install it with: pip install 'qrhead-rag[{name}]'" in result.stderr
+@pytest.mark.parametrize(("project", "package"), PACKAGES, ids=[package for _, package in PACKAGES])
+def test_what_is_imported_is_declared(project, package):
+    """In the project itself, an extra, or the core that an integration builds on."""
+    declared = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = [line for lines in declared.get("optional-dependencies", {}).values() for line in lines]
+    names = required([*declared["dependencies"], *core["dependencies"], *extras]).keys()
+    own = {package, "qrhead_rag"}
+    owners = metadata.packages_distributions()
+    found = set()
+    for file, tree in sources(project / package):
+        for top in {name.partition(".")[0] for name in imported(tree)} - sys.stdlib_module_names - own:
+            if not names & {normalized(owner) for owner in owners.get(top, ())}:
+                found.add(f"{file.name}: {top}")
+    assert found == set()
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_what_is_required_of_an_extra_comes_with_it():
+    """It is declared there, or required by what is."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    owners = metadata.packages_distributions()
+    checked = 0
+    for file, tree in sources(ROOT / "qrhead_rag"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require_extra":
+                module, extra = (argument.value for argument in node.args)
+                direct = required(extras[extra])
+                brought = {
+                    needed for name in direct for needed in required(metadata.requires(name) or (), direct[name].extras)
+                }
+                assert normalized(owners[module.partition(".")[0]][0]) in direct.keys() | brought, file.name
+                checked += 1
+    assert checked
+
+
+def imports_of_numpy(tree):
+    """Lines that import numpy, in whatever way."""
+    for node in ast.walk(tree):
+        names = [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if any(re.fullmatch(r"numpy(\.\w+)*", name) for name in names):
+            yield node.lineno
 
 
 def test_no_file_imports_numpy():
     """numpy comes with transformers; the core's arithmetic is torch's."""
-    found = []
-    for file in sorted((ROOT / "qrhead_rag").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found += [f"{file.name}:{node.lineno}" for name in names if name.partition(".")[0] == "numpy"]
+    found = [f"{file.name}:{line}" for file, tree in sources(ROOT / "qrhead_rag") for line in imports_of_numpy(tree)]
     assert found == []
 
 
-def test_the_command_and_head_sets_need_no_torch():
-    code = "import sys, qrhead_rag.cli, qrhead_rag.heads; print([n for n in ('torch', 'transformers') if n in sys.modules])"
-    assert run(code).stdout == "[]\n"
+@pytest.mark.parametrize("code", ["import numpy as np", "from numpy.linalg import norm", "import_module('numpy')"])
+def test_an_import_of_numpy_is_seen(code):
+    assert list(imports_of_numpy(ast.parse(code))) == [1]
+
+
+def test_the_command_and_head_sets_need_no_torch(alone):
+    code = "import qrhead_rag.cli, qrhead_rag.heads; print([n for n in ('torch', 'transformers') if n in sys.modules])"
+    result = run_alone(alone, code)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_files_import_only_from_files_before_them_in_the_order_of_reading():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("read in this order")[2].partition("\n- ")[0]
+    lines = [line.partition("#")[0] for line in text.splitlines() if line.startswith("    ")]
+    order = " ".join(lines).split()
+    trees = {file.stem: tree for file, tree in sources(ROOT / "qrhead_rag") if file.stem != "__init__"}
+    assert sorted(order) == sorted(trees)
+    for place, name in enumerate(order):
+        needed = {module.split(".")[1] for module in imported(trees[name]) if module.startswith("qrhead_rag.")}
+        assert needed <= set(order[:place]), name
 
 
 def test_the_public_names_are_those_listed():
