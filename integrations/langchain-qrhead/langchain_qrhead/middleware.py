@@ -50,11 +50,12 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         self._keep_last = keep_last
         self._scorer = HistoryScorerOptions(**scorer)
 
+    # Quoted, so that it is not evaluated: the result of the oldest langchain is not generic.
     def wrap_model_call(
         self,
         request: ModelRequest[ContextT],
         handler: Callable[[ModelRequest[ContextT]], ModelResponse[ResponseT]],
-    ) -> ModelCallResult[ResponseT]:
+    ) -> "ModelCallResult[ResponseT]":
         """Call the model with the messages that matter."""
         return handler(request.override(messages=self._trim(request)))
 
@@ -62,7 +63,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         self,
         request: ModelRequest[ContextT],
         handler: Callable[[ModelRequest[ContextT]], Awaitable[ModelResponse[ResponseT]]],
-    ) -> ModelCallResult[ResponseT]:
+    ) -> "ModelCallResult[ResponseT]":
         """As wrap_model_call; the messages are chosen in a thread, the event loop goes on."""
         return await handler(request.override(messages=await asyncio.to_thread(self._trim, request)))
 
