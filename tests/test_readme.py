@@ -1,4 +1,4 @@
-"""The README's example runs as written and prints what the README shows."""
+"""The README's examples run as written and print what the README shows."""
 
 import contextlib
 import io
@@ -8,9 +8,10 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_example_prints_what_the_readme_shows():
-    pairs = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert pairs
+def test_the_examples_print_what_the_readme_shows():
+    text = README.read_text(encoding="utf-8")
+    pairs = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", text, re.DOTALL)
+    assert len(pairs) == text.count("```python") == 4
     for code, shown in pairs:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
