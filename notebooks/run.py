@@ -19,6 +19,10 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent
 KEY_RESULT = "key-result"
 CELL_TIMEOUT = 600  # seconds; a slow machine is no failure
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm misses ipywidgets, which nothing here needs
+}
 
 
 def notebook_files() -> list[Path]:
@@ -36,18 +40,24 @@ def execute(file: Path) -> Any:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    # With no folder to look in, the one kernel there is runs on this interpreter.
-    kernel = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     with tempfile.TemporaryDirectory() as folder:
+        # With no folder to look in, the one kernel there is runs on this interpreter; it talks through files.
+        kernel = AsyncKernelManager(
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
+            transport="tcp" if os.name == "nt" else "ipc",
+            connection_file=str(Path(folder) / "kernel.json"),
+        )
+        work = Path(folder) / "work"
+        work.mkdir()
         client = NotebookClient(
             notebook,
             km=kernel,
             timeout=CELL_TIMEOUT,
             record_timing=False,
-            resources={"metadata": {"path": folder}},
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(work)}},
         )
-        profile = Path(folder) / ".ipython"
-        client.execute(env=os.environ | {"HF_HUB_OFFLINE": "1", "IPYTHONDIR": str(profile)})
+        client.execute(cleanup_kc=True, env=os.environ | ENVIRONMENT | {"IPYTHONDIR": str(Path(folder) / "profile")})
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -65,7 +75,11 @@ def key_result(notebook: Any) -> Any:
     if len(cells) != 1:
         raise ValueError(f"found {len(cells)} cells with the tag {KEY_RESULT}; expected one")
     printed = "".join(output.text for output in cells[0].outputs if output.get("name") == "stdout")
-    return json.loads((printed.splitlines() or [""])[-1])
+    last = (printed.splitlines() or [""])[-1]
+    try:
+        return json.loads(last)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the last line that {KEY_RESULT} printed is {last!r}; expected JSON on one line") from error
 
 
 def main(names: list[str]) -> None:
