@@ -69,16 +69,9 @@ def main() -> None:
     words = sum(len(document.text.split()) for book in books for document in book[0].documents)
     print(f"{len(books)} books of {words} words, {len(claims)} claims, heads {options.heads}, {METRIC}")
     print(f"BM25 {_mean(by_words, claims):.3f}")
-    base = QRRetriever.from_pretrained(device="cpu", heads=parse_heads(options.heads), mode="late", cache_bytes=0)
     for size in PIECES:
-        asked = QRRetriever(
-            base.model,
-            base.tokenizer,
-            model_name=base.model_name,
-            heads=base.heads,
-            mode="late",
-            piece_tokens=size,
-            cache_bytes=0,
+        asked = QRRetriever.from_pretrained(
+            device="cpu", heads=parse_heads(options.heads), mode="late", piece_tokens=size, cache_bytes=0
         )
         start = time.perf_counter()
         rankings = [found for book in books for found in pooled(asked, book)]
