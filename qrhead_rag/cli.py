@@ -1,4 +1,5 @@
-"""The `qrhead` command: rank a file of passages, list head sets, show the demo, find heads and evaluate them.
+"""The `qrhead` command: rank a file of passages, list head sets, show the demo, find heads and evaluate them, rank and
+encode data sets.
 
 torch and transformers are imported by the commands that need them, so that help comes at once.
 """
@@ -17,6 +18,7 @@ from qrhead_rag.cli_detect import detect
 from qrhead_rag.cli_errors import one_line_errors
 from qrhead_rag.cli_evaluate import evaluate
 from qrhead_rag.cli_model import load
+from qrhead_rag.cli_ray import encode_dataset, rank_dataset
 from qrhead_rag.heads import HeadSet, Mode, shipped_head_sets
 from qrhead_rag.printable import printable
 from qrhead_rag.selection import Order, Selection
@@ -39,6 +41,8 @@ app = typer.Typer(
 
 app.command()(detect)
 app.command()(evaluate)
+app.command()(rank_dataset)
+app.command()(encode_dataset)
 
 ModelOption: TypeAlias = Annotated[
     str | None, typer.Option("--model", help="Hub id or local folder; by default the embedded SmolLM2-135M-Instruct.")

@@ -21,6 +21,7 @@ from qrhead_rag.cli_data import (
     read_data,
 )
 from qrhead_rag.cli_errors import one_line_errors
+from qrhead_rag.cli_pool import AddressOption, ConcurrencyOption, CpusOption, GpusOption, pool_of, resumable
 from qrhead_rag.heads import EMBEDDED_MODEL, Mode
 
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ def detect(
     instruction: Annotated[str | None, typer.Option(help="Replaces the instruction before the query.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the best there is.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Record on several machines or processes; extra ray.")] = False,
+    address: AddressOption = None,
+    concurrency: ConcurrencyOption = "1",
+    gpus: GpusOption = 0,
+    cpus: CpusOption = None,
 ) -> None:
     """Find the heads of a model that attend to what a query needs, on labelled examples."""
     with one_line_errors():
@@ -111,19 +117,33 @@ def detect(
         for file in (out, scores, report):
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
-        reading = {"instruction": instruction, "cache_bytes": 0}
-        if copying:  # one model in memory is read and writes
-            writer = load_writer(model, device, dtype, max_new_tokens=32)
-            named = model or EMBEDDED_MODEL
-            retriever = QRRetriever(writer.model, writer.tokenizer, heads="all", mode=mode, model_name=named, **reading)
-        else:
-            writer, retriever = None, load(model, "all", mode, device, dtype, **reading)
+        examples_of = {label: [ordered(one, order, seed) for one in found] for label, found in lists.items()}
+        pool = pool_of(address, concurrency, gpus, cpus) if ray else None
+        if pool is None and (address, concurrency, gpus, cpus) != (None, "1", 0, None):
+            raise ValueError("--address, --concurrency, --gpus and --cpus say where --ray runs; give it too")
+        writer = load_writer(model, device, dtype, max_new_tokens=32) if copying else None
         recordings: dict[str, Recording] = {}
-        for label, found in lists.items():
-            with progress(f"recording {label}") as moved:
-                recordings[label] = record(retriever, [ordered(one, order, seed) for one in found], scores, moved)
+        if pool is None:
+            reading = {"instruction": instruction, "cache_bytes": 0}
+            if writer is None:
+                retriever = load(model, "all", mode, device, dtype, **reading)
+            else:  # one model in memory is read and writes
+                named = model or EMBEDDED_MODEL
+                retriever = QRRetriever(
+                    writer.model, writer.tokenizer, heads="all", mode=mode, model_name=named, **reading
+                )
+            for label, found in examples_of.items():
+                with progress(f"recording {label}") as moved, resumable():
+                    recordings[label] = record(retriever, found, scores, moved)
+            model_name, shape = retriever.model_name, retriever.shape
+        else:
+            from qrhead_rag.ray_record import record_on_ray
+
+            read = {"model": model, "mode": mode, "device": device, "dtype": dtype, "instruction": instruction}
+            with progress("recording") as moved, resumable():
+                recordings, model_name, shape = record_on_ray(examples_of, scores, pool=pool, on_progress=moved, **read)
         copied = None if writer is None else _copying(writer)
-        detection = choose(recordings, retriever.model_name, retriever.shape, mode, options, copying=copied)
+        detection = choose(recordings, model_name, shape, mode, options, copying=copied)
         detection.head_set(name).save(out)
         _write_report(detection, report)
         show(detection, Console())

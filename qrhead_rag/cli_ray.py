@@ -1,0 +1,183 @@
+"""`qrhead rank-dataset` and `qrhead encode-dataset`: data sets, on as many machines as there are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import typer
+
+from qrhead_rag.cli_errors import one_line_errors
+from qrhead_rag.cli_pool import (
+    AddressOption,
+    ConcurrencyOption,
+    CpusOption,
+    GpusOption,
+    pool_of,
+    resumable,
+    shown,
+    summary,
+)
+from qrhead_rag.heads import Mode, parse_heads
+from qrhead_rag.selection import Order, Selection
+
+if TYPE_CHECKING:
+    from qrhead_rag.ray_shards import Progress
+
+SourcesArgument: TypeAlias = Annotated[
+    list[str], typer.Argument(metavar="IN", help="Files, folders or patterns (in quotes), .jsonl or .parquet.")
+]
+OutArgument: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Folder for the results; an interrupted run in it is gone on with.")
+]
+ModelOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="Hub id or folder; by default the embedded SmolLM2-135M-Instruct.")
+]
+HeadsOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help='Name of a shipped set, "all", a .json file, or pairs like 17-3,18-6; by default the model\'s.'),
+]
+InstructionOption: TypeAlias = Annotated[str | None, typer.Option(help="Replaces the instruction before the query.")]
+DeviceOption: TypeAlias = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
+DtypeOption: TypeAlias = Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")]
+DeviceMapOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="auto spreads a model over the GPUs of its actor (needs accelerate).")
+]
+TpPlanOption: TypeAlias = Annotated[str | None, typer.Option(help="auto cuts every layer over the GPUs of an actor.")]
+PieceOption: TypeAlias = Annotated[
+    int | None, typer.Option(help="Longer documents are read in pieces of this many tokens (independent, late).")
+]
+BatchOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(help="Documents run together up to this many tokens, those of several lists too (independent, late)."),
+]
+ShardOption: TypeAlias = Annotated[
+    int | None, typer.Option(help="Bytes of input in a shard, which is written, and redone, as a whole.")
+]
+
+
+def rank_dataset(
+    sources: SourcesArgument,
+    out: OutArgument,
+    model: ModelOption = None,
+    heads: HeadsOption = None,
+    mode: Annotated[Mode, typer.Option(help="How documents are run through the model.")] = "listwise",
+    top_n: Annotated[int | None, typer.Option(help="Keep at most this many.")] = None,
+    min_share: Annotated[float | None, typer.Option(help="Keep what has this share of the positive scores.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Keep whole documents within this many tokens.")] = None,
+    order: Annotated[Order, typer.Option(help="Best first, or as in the list.")] = "rank",
+    format: Annotated[
+        Literal["jsonl", "parquet"] | None, typer.Option(help="Of the rankings; by default that of the first file.")
+    ] = None,
+    layout: Annotated[
+        Literal["given", "reversed"] | None, typer.Option(help="How a list is laid into the prompt (listwise).")
+    ] = None,
+    instruction: InstructionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    tp_plan: TpPlanOption = None,
+    piece_tokens: PieceOption = None,
+    batch_tokens: BatchOption = None,
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="What an actor may keep of documents for lists that share some; by default none.")
+    ] = None,
+    address: AddressOption = None,
+    concurrency: ConcurrencyOption = "1",
+    gpus: GpusOption = 0,
+    cpus: CpusOption = None,
+    shard_bytes: ShardOption = None,
+) -> None:
+    """Rank every list of a data set: records with query and documents (strings, or objects with text, title, id)."""
+    with one_line_errors():
+        selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
+        pool = pool_of(address, concurrency, gpus, cpus)
+        from qrhead_rag.ray_rank import rank_dataset as run
+
+        options = _given(
+            layout=layout,
+            instruction=instruction,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+            tp_plan=tp_plan,
+            piece_tokens=piece_tokens,
+            batch_tokens=batch_tokens,
+            cache_bytes=cache_bytes,
+        )
+        with shown("lists") as moved, resumable():
+            done = run(
+                sources,
+                out,
+                model=model,
+                heads=parse_heads(heads),
+                mode=mode,
+                selection=selection,
+                format=format,
+                pool=pool,
+                shard_bytes=shard_bytes,
+                on_progress=moved,
+                **options,
+            )
+        _finish(done, "lists", out)
+
+
+def encode_dataset(
+    sources: SourcesArgument,
+    out: OutArgument,
+    model: ModelOption = None,
+    heads: HeadsOption = None,
+    instruction: InstructionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    tp_plan: TpPlanOption = None,
+    piece_tokens: PieceOption = None,
+    batch_tokens: BatchOption = None,
+    key_dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], typer.Option(help="How keys are stored.")
+    ] = "float16",
+    address: AddressOption = None,
+    concurrency: ConcurrencyOption = "1",
+    gpus: GpusOption = 0,
+    cpus: CpusOption = None,
+    shard_bytes: ShardOption = None,
+) -> None:
+    """Encode every document of a data set (text, perhaps title, id) under late, into shards that load as one list."""
+    with one_line_errors():
+        pool = pool_of(address, concurrency, gpus, cpus)
+        from qrhead_rag.ray_encode import encode_dataset as run
+
+        options = _given(
+            instruction=instruction,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+            tp_plan=tp_plan,
+            piece_tokens=piece_tokens,
+            batch_tokens=batch_tokens,
+            key_dtype=key_dtype,
+        )
+        with shown("documents") as moved, resumable():
+            done = run(
+                sources,
+                out,
+                model=model,
+                heads=parse_heads(heads),
+                pool=pool,
+                shard_bytes=shard_bytes,
+                on_progress=moved,
+                **options,
+            )
+        _finish(done, "documents", out)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _finish(done: "Progress", noun: str, out: Path) -> None:
+    typer.echo(summary(done, noun, str(out)), err=True)
+    failed = [file for file in sorted((out / "_errors").iterdir()) if file.suffix == ".jsonl"]
+    if failed:
+        typer.echo(f"qrhead: some {noun} could not be used; the reasons are in {out / '_errors'}", err=True)
+    if done.total and done.failed == done.total:
+        raise typer.Exit(1)
