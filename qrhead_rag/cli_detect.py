@@ -53,7 +53,7 @@ def detect(
         str, typer.Option(help="How many heads, or auto: as few as rank held-out examples as well as the best number.")
     ] = "auto",
     max_layer: Annotated[
-        int | None, typer.Option(help="Deepest layer a head may be in, from 0; layers above are never run.")
+        int | None, typer.Option(help="Deepest layer a head may be in, from 0; rankings then run none above.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the criterion contrastive.")] = None,
     copying: Annotated[
@@ -84,11 +84,13 @@ def detect(
         from qrhead_rag.datasets import ordered
         from qrhead_rag.detection import detect as choose
         from qrhead_rag.detection_report import DetectionOptions
+        from qrhead_rag.metrics import parse_metrics
         from qrhead_rag.recording import record
         from qrhead_rag.retriever import QRRetriever
 
         if num_heads != "auto" and not num_heads.isdigit():
             raise ValueError(f"--num-heads {num_heads}: expected a number or auto")
+        parse_metrics(["nDCG@10"])  # fails here, not after the recording, where the extra is missing
         options = DetectionOptions(
             criterion=criterion,
             num_heads="auto" if num_heads == "auto" else int(num_heads),
@@ -97,7 +99,7 @@ def detect(
             seed=seed,
         )
         lists = {
-            path.name.split(".")[0]: read_data(
+            path.resolve().name.split(".")[0]: read_data(
                 path,
                 format=format,
                 unit=unit,
@@ -152,6 +154,11 @@ def detect(
 
 def show(detection: "Detection", console: Console) -> None:
     """The report on a terminal: the chosen heads, and what they are worth beside the controls."""
+    for used in detection.data:
+        shortest, longest = used.num_documents
+        lengths = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
+        left_out = f"; {used.num_unusable} that cannot tell heads apart left out" if used.num_unusable else ""
+        console.print(f"{used.name}: {len(used.ids)} examples of {lengths} documents{left_out}", markup=False)
     heads = Table("head", "worth", "found again", box=None, pad_edge=False)
     for one in detection.chosen:
         heads.add_row(f"{one.layer}-{one.head}", f"{one.value:.4f}", f"{one.frequency:.0%}")
@@ -168,11 +175,11 @@ def show(detection: "Detection", console: Console) -> None:
         f"{found.mean - drawn.mean:+.3f} over {counted} heads drawn blindly (which spread by "
         f"{detection.random_spread:.3f})."
     )
-    for against, curve in (("heads", detection.by_num_heads), ("deepest layer", detection.by_depth)):
-        points = ", ".join(
-            f"{x} {one.mean:.3f}" for x, one in zip(curve[criterion].x, curve[criterion].quality, strict=True)
-        )
-        console.print(f"by {against}: {points}")
+    for against, curve in (("number of heads", detection.by_num_heads), ("deepest layer", detection.by_depth)):
+        means = [f"{one.mean:.3f}" for one in curve[criterion].quality]
+        points = zip(curve[criterion].x, means, ["", *means], strict=False)
+        changes = " ".join(f"{x}:{mean}" for x, mean, before in points if mean != before)
+        console.print(f"By {against}: {changes}")
     firm = detection.stability
     halves = "" if firm.halves is None else f"{firm.halves:.0%} of the heads common to disjoint halves, "
     overlaps = ", ".join(f"{name} {share:.0%}" for name, share in detection.overlap.items())

@@ -23,6 +23,12 @@ from qrhead_rag.files import replaced
 from qrhead_rag.retriever import QRRetriever
 from qrhead_rag.storage import read_tensors
 
+_SEPARATE_READING = 2
+"""Raised when `independent` and `late` come to read attention otherwise, so that what was recorded before is not used.
+
+1 let the heads see the prompt's opening, 2 hides it from them.
+"""
+
 
 class RecordedExample(NamedTuple):
     """An example, in the order in which it was run, with its scores.
@@ -114,7 +120,7 @@ def settings_digest(retriever: QRRetriever) -> str:
     digest = hashlib.sha256()
     settings: list[object] = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
     if retriever.mode != "listwise":
-        settings += [retriever.options.piece_tokens, retriever.options.key_dtype]
+        settings += [retriever.options.piece_tokens, retriever.options.key_dtype, _SEPARATE_READING]
     digest.update(json.dumps(settings).encode())
     # of the decoder alone, so that a model loaded with its output matrix counts as the same one
     for name, weight in find_decoder(retriever.model).state_dict().items():

@@ -1,6 +1,7 @@
 """`qrhead detect` and `qrhead evaluate`, end to end on a tiny model and on bad input."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -58,8 +59,8 @@ def test_detect_writes_heads_and_report_and_resumes(data, tmp_path, monkeypatch)
     assert "marks: 10 examples of 6 documents\n" in done.output
     assert "contrastive (1) 1.000" in words(done.output)
     assert "+0.000 over all heads (p = 1.0000)" in words(done.output)  # all heads find these too
-    assert "by heads: 1 1.000, 2 1.000" in words(done.output)
-    assert "by deepest layer: 0 0." in words(done.output)
+    assert "By number of heads: 1:1.000" in words(done.output)
+    assert re.search(r"By deepest layer: 0:0\.\d{3} 1:1\.000 ", words(done.output))  # and 2 as 1
     report = json.loads((tmp_path / "report" / "detection.json").read_text())
     assert report["chosen"][0]["layer"] == FINDS[0]
     assert (tmp_path / "report" / "curves.png").exists()

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import qrhead_rag.recording as recordings
 from qrhead_rag import HeadSet, QRRetriever
 from qrhead_rag.copying import Needle, copied_share, copying_scores, hide, written_haystack, written_needles
 from qrhead_rag.criteria import CRITERIA, contrastive, head_values, mass
@@ -173,13 +174,18 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(retriever, tmp_path, 
         torch.testing.assert_close(recorded.scores, expected)
 
 
-def test_files_are_told_apart_by_everything_the_scores_depend_on(retriever):
+def test_files_are_told_apart_by_everything_the_scores_depend_on(retriever, monkeypatch):
     model, tokenizer = retriever.model, retriever.tokenizer
     named = {"heads": "all", "model_name": "hand-made"}
     settings = settings_digest(retriever)
     assert settings_digest(QRRetriever(model, tokenizer, **named)) == settings
     for options in ({"mode": "late"}, {"layout": "reversed"}, {"instruction": "Find it."}):
         assert settings_digest(QRRetriever(model, tokenizer, **named, **options)) != settings
+    late = QRRetriever(model, tokenizer, **named, mode="late")
+    before = settings_digest(late)
+    monkeypatch.setattr(recordings, "_SEPARATE_READING", 1)
+    assert settings_digest(late) != before
+    assert settings_digest(retriever) == settings
     tuned, _ = hand_made()
     with torch.no_grad():
         tuned.model.layers[0].mlp.up_proj.weight += 0.1
