@@ -10,7 +10,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from qrhead_rag import HeadSet, Passage, QRRetriever, __version__
-from qrhead_rag.cli import app, parse_heads
+from qrhead_rag.cli import app
+from qrhead_rag.cli_model import parse_heads
 from qrhead_rag.demo import Comparison, Question, compare, load_handbook, summary, telling
 from qrhead_rag.explain import ExplainedPassage, TokenContribution
 from qrhead_rag.first_stage import BM25
