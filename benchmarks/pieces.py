@@ -15,9 +15,9 @@ from pathlib import Path
 from torch import Tensor
 
 from qrhead_rag import LabelledExample, QRRetriever
-from qrhead_rag.cli_model import parse_heads
 from qrhead_rag.datasets import load_examples
 from qrhead_rag.first_stage import BM25
+from qrhead_rag.heads import parse_heads
 from qrhead_rag.metrics import measure
 from qrhead_rag.scoring import document_scores, masked
 

@@ -11,11 +11,10 @@ from typer.testing import CliRunner
 
 from qrhead_rag import HeadSet, Passage, QRRetriever, __version__
 from qrhead_rag.cli import app
-from qrhead_rag.cli_model import parse_heads
 from qrhead_rag.demo import Comparison, Question, compare, load_handbook, summary, telling
 from qrhead_rag.explain import ExplainedPassage, TokenContribution
 from qrhead_rag.first_stage import BM25
-from qrhead_rag.heads import shipped_head_sets
+from qrhead_rag.heads import parse_heads, shipped_head_sets
 from qrhead_rag.ranking import RankedPassage, Ranking
 from qrhead_rag.shading import shaded, strongest
 from tests.tiny import tiny_model, tiny_tokenizer
