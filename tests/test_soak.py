@@ -46,10 +46,12 @@ class Use:
         lists: the lists it is asked about.
         folder: where lists are saved.
         expected: what `serial` gave for the same lists on an equal model.
+        tolerance: how far scores may lie apart. Passages that run beside others differ in the last bits, and where keys
+            are kept in float16 a last bit may round either way.
     """
 
-    def __init__(self, retriever, lists, folder, expected=None):
-        self.retriever, self.lists, self.folder = retriever, lists, folder
+    def __init__(self, retriever, lists, folder, expected=None, tolerance=1e-5):
+        self.retriever, self.lists, self.folder, self.tolerance = retriever, lists, folder, tolerance
         self.expected = self.serial() if expected is None else expected
         self.ways = [self.rank, self.rank, self.score, self.encode, self.change]
         self.ways += [self.save] if retriever.mode == "late" else []
@@ -81,7 +83,7 @@ class Use:
 
     def check(self, which, query, scores):
         expected, _ = self.expected[which, query]
-        assert scores == pytest.approx([expected[place] for place in range(len(expected))], abs=1e-5)
+        assert scores == pytest.approx([expected[place] for place in range(len(expected))], abs=self.tolerance)
 
     def rank(self, rng):
         which, passages, query = self.some(rng)
@@ -187,7 +189,7 @@ def test_ten_minutes_of_mixed_use(embedded_all, tmp_path):
             mode=mode,
             cache_bytes=20_000_000,
         )
-        uses.append(Use(retriever, lists, tmp_path))
+        uses.append(Use(retriever, lists, tmp_path, tolerance=1e-4))
     gc.collect()
     memory, start = [], time.monotonic()
 
