@@ -44,8 +44,8 @@ def position(tokens: int) -> Any:
 def temperature(value: float) -> Any:
     plain = qrhead_rag.attention._eager_weights
 
-    def weights(module, heads, query, keys, mask, options):  # scaling the query scales its product with every key
-        return plain(module, heads, query / value, keys, mask, options)
+    def weights(module, heads, count, query, *rest):  # scaling the query scales its product with every key
+        return plain(module, heads, count, query / value, *rest)
 
     return patch.object(qrhead_rag.attention, "_eager_weights", weights)
 

@@ -27,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qrhead_rag.heads import Head
+from qrhead_rag.tensor_parallel import HeadParts
 
 PREFILL_TOKENS = 2048
 _EAGER_PREFILL_BYTES = 128 * 2**20
@@ -69,9 +70,12 @@ class HeadReader:
             self._by_layer.setdefault(layer, []).append(head)
         placed = [(layer, head) for layer, found in sorted(self._by_layer.items()) for head in found]
         self._order = [placed.index(head) for head in self._heads]
-        self._num_heads = model.config.get_text_config().num_attention_heads
+        config = model.config.get_text_config()
+        self._num_heads = config.num_attention_heads
+        self._num_key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self._parts = HeadParts.of(model)
         # Where an attention function cannot be given a mask of any shape (flash), the few query rows run under sdpa.
-        self._kernel = model.config.get_text_config()._attn_implementation or "eager"
+        self._kernel = config._attn_implementation or "eager"
         sdpa_or_eager = "sdpa" if getattr(self._decoder, "_supports_sdpa", False) else "eager"
         self._row_kernel = self._kernel if self._kernel in ("sdpa", "eager") else sdpa_or_eager
 
@@ -153,6 +157,8 @@ class HeadReader:
             tokens=tokens,
             late_keys=late_keys or {},
             hidden=hidden,
+            parts=self._parts,
+            num_heads=self._num_heads,
             must_see=rows_read.to(device) if see_all else None,
         )
         self._run(
@@ -176,10 +182,15 @@ class HeadReader:
         Returns:
             Per layer with selected heads. # (..., key heads needed, tokens, head size)
         """
-        return {
-            layer: layer_keys[layer][..., _key_heads(heads, self._num_heads // layer_keys[layer].shape[-3]), :, :]
-            for layer, heads in self._by_layer.items()
-        }
+        found = {}
+        for layer, heads in self._by_layer.items():
+            keys = layer_keys[layer]
+            count = keys.shape[-3]
+            total = count if self._parts.size == 1 else self._num_key_heads
+            needed = _key_heads(heads, self._num_heads // total)
+            part = keys[..., self._parts.held(needed, count, total)[1], :, :]
+            found[layer] = self._parts.gathered(part, needed, count, total, dim=-3)
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -250,6 +261,8 @@ class _Reading:
     tokens: int  # cached and late ones
     late_keys: Mapping[int, Tensor]
     hidden: int
+    parts: HeadParts
+    num_heads: int
     must_see: Tensor | None  # (rows,)
     found: dict[int, Tensor] = field(default_factory=dict)
 
@@ -305,17 +318,19 @@ def _read_layer(
             f"layer {layer} attends within a window that hides part of the documents from the query; expected every "
             "document token in sight: use smaller pieces (piece_tokens=), heads of layers without a window, or listwise"
         )
-    heads = reading.heads[layer]
-    group = query.shape[1] // key.shape[1]
+    wanted, count = reading.heads[layer], query.shape[1]
+    places, heads = reading.parts.held(wanted, count, reading.num_heads)
+    group = count // key.shape[1]
     keys = key[:, [head // group for head in heads]].float()  # (1, heads, cached + rows, head size)
     if layer in reading.late_keys:
-        needed = _key_heads(heads, group)
-        late = reading.late_keys[layer].to(keys)[None, [needed.index(head // group) for head in heads]]
+        needed = _key_heads(wanted, group)
+        late = reading.late_keys[layer].to(keys)[None, [needed.index(wanted[place] // group) for place in places]]
         keys = torch.cat([keys[:, :, : reading.cached], late, keys[:, :, reading.cached :]], dim=2)
     additive = torch.where(seen, 0.0, torch.finfo(torch.float32).min)  # (1, 1, rows, tokens + rows)
     additive[..., : reading.hidden] = torch.finfo(torch.float32).min
     weights = _eager_weights(module, heads, query[:, heads].float(), keys, additive, options)
-    return reading.averages.to(weights.device) @ weights[0, :, :, : reading.tokens]
+    found = reading.averages.to(weights.device) @ weights[0, :, :, : reading.tokens]
+    return reading.parts.gathered(found, wanted, count, reading.num_heads, dim=0)
 
 
 def _key_heads(heads: Sequence[int], group: int) -> list[int]:
