@@ -60,7 +60,9 @@ def test_rank_is_score_in_order(model, mode):
     assert len(set(scores)) == len(DOCUMENTS)
     assert indices(ranking) == sorted(range(len(scores)), key=lambda place: -scores[place])
     # The first reading of a list asks the null query in the same pass, later ones do not: sums may round otherwise.
-    assert [ranked.score for ranked in ranking] == pytest.approx([scores[place] for place in indices(ranking)], abs=1e-6)
+    assert [ranked.score for ranked in ranking] == pytest.approx(
+        [scores[place] for place in indices(ranking)], abs=1e-6
+    )
     assert (ranking.query, ranking.mode, ranking.windowed, ranking.truncated) == (QUERY, mode, False, ())
     by_index = {ranked.index: ranked.passage for ranked in ranking}
     assert by_index[2] is DOCUMENTS[2]
