@@ -46,7 +46,14 @@ FAMILIES: dict[str, dict[str, object]] = {
     "qwen2": {},
     "qwen3": {},
     "mistral": _WINDOW,
-    "gemma2": _WINDOW | {"layer_types": _MIXED, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
+    # eager, since older releases of transformers run it under sdpa, which knows no soft cap
+    "gemma2": _WINDOW
+    | {
+        "layer_types": _MIXED,
+        "attn_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 8,
+        "attn_implementation": "eager",
+    },
     "gemma3_text": _WINDOW | {"layer_types": _MIXED, "query_pre_attn_scalar": 8},
     "phi3": {},
     "olmo2": {},
