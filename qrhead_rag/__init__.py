@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qrhead_rag.encoded import EncodedPassages
     from qrhead_rag.examples import LabelledExample
     from qrhead_rag.heads import HeadSet
     from qrhead_rag.prompt import Passage
@@ -11,9 +12,10 @@ if TYPE_CHECKING:
     from qrhead_rag.retriever import QRRetriever
 
 __version__ = "0.1.0"
-__all__ = ["HeadSet", "LabelledExample", "Passage", "QRRetriever", "RankedPassage", "Ranking"]
+__all__ = ["EncodedPassages", "HeadSet", "LabelledExample", "Passage", "QRRetriever", "RankedPassage", "Ranking"]
 
 _FILES = {
+    "EncodedPassages": "encoded",
     "HeadSet": "heads",
     "LabelledExample": "examples",
     "Passage": "prompt",
