@@ -15,6 +15,8 @@ from qrhead_rag.datasets import load_examples, ordered
 HEADS = [(17, 3), (17, 4), (18, 6), (18, 7)]
 MODES = ("listwise", "independent", "late")
 OURS = Path(__file__).parent / "data" / "labelled_examples.jsonl"
+pytestmark = pytest.mark.soak  # half precision takes minutes on a CPU
+
 HOTPOTQA = Path(__file__).parents[2] / "shared" / "data" / "hotpotqa" / "hotpotqa_100.json"
 WANTED = 0.95
 
