@@ -11,7 +11,7 @@ page to be found by it.
 import argparse
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,15 +65,17 @@ def lists(questions: int | None = None) -> list[tuple[Question, list[Passage]]]:
     return made
 
 
-def measure(retriever: QRRetriever, questions: int | None = None) -> dict[str, Found]:
+def measure(
+    retriever: QRRetriever, questions: int | None = None, wordings: Iterable[str] = WORDINGS
+) -> dict[str, Found]:
     """Places gained and right passages overtaken, for each wording over the lists of the first questions."""
-    found = {name: Found() for name in WORDINGS}
+    found = {name: Found() for name in wordings}
     for question, passages in lists(questions):
         encoded = retriever.encode(passages)
         before, best_before = places(encoded, question)
-        for name, wording in WORDINGS.items():
+        for name in found:
             encoded.remove(LENGTH - 1)
-            text = f"{passages[-1].text} {wording(question.query)}"
+            text = f"{passages[-1].text} {WORDINGS[name](question.query)}"
             encoded.extend([passages[-1].model_copy(update={"text": text})])
             after, best_after = places(encoded, question)
             found[name].gains.append(before - after)

@@ -211,7 +211,7 @@ def _show_answers(answers: "list[ContextAnswer]", num_examples: int, console: Co
         counts = ", ".join(f"{count} of {context}" for context, count in cut.items())
         console.print(f"Contexts cut to fit the model: {counts}; what stands at their end was not read.")
     if left_out := num_examples - len({answer.id for answer in answers}):
-        console.print(f"{left_out} questions that the context does not answer were left out; --judge marks them too.")
+        console.print(f"Questions left out that no context answers: {left_out}; a --judge marks them too.")
     return {
         "contexts": {
             context: {name: interval._asdict() for name, interval in found.items()}

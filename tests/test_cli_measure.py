@@ -228,7 +228,7 @@ def test_evaluate_lets_another_model_answer(tmp_path, tiny_load):
     assert done.exit_code == 0, done.output
     assert [asked[:2] for asked in tiny_load] == [(None, "all"), ("other", "writer")]
     assert "Contexts cut to fit the model: 1 of full;" in words(done.output)
-    assert "1 questions that the context does not answer were left out" in words(done.output)
+    assert "Questions left out that no context answers: 1;" in words(done.output)
 
 
 def test_evaluate_bad_options(data):

@@ -50,6 +50,14 @@ def fresh(model):
     return {mode: [retriever.score(*asked) for asked in ASKED] for mode, retriever in made.items()}
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Shells start what runs in the background with interruptions ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class CallbackError(Exception):
     """What a caller's own code raises."""
 

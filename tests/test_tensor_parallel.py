@@ -13,9 +13,9 @@ from qrhead_rag.ray_rank import rank_dataset
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
-FAMILIES = ["llama", "qwen3", "gemma2", "phi3"]
-# on both processes, on the second alone, in an order that no process has
-HEADS = [[(1, 0), (1, 3), (3, 2), (3, 1)], [(1, 3)], [(3, 3), (1, 2), (3, 0)]]
+FAMILIES = ["llama", "gemma2", "phi3"]
+# on both processes, in an order that no process has; on the second alone
+HEADS = [[(3, 3), (1, 0), (1, 3), (3, 2), (3, 1)], [(1, 3)]]
 DOCUMENTS = ["a ship passed", "the lamp burns oil", "fog came at noon and the keeper slept", "a ship passed"]
 
 
