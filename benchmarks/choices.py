@@ -42,12 +42,12 @@ def position(tokens: int) -> Any:
 
 
 def temperature(value: float) -> Any:
-    plain = qrhead_rag.attention._eager_weights
+    plain = qrhead_rag.attention.eager_weights
 
-    def weights(module, heads, count, query, *rest):  # scaling the query scales its product with every key
-        return plain(module, heads, count, query / value, *rest)
+    def weights(module, heads, query, *rest):  # scaling the query scales its product with every key
+        return plain(module, heads, query / value, *rest)
 
-    return patch.object(qrhead_rag.attention, "_eager_weights", weights)
+    return patch.object(qrhead_rag.attention, "eager_weights", weights)
 
 
 def opening_seen() -> Any:

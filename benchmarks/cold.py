@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.attention import crop
+from qrhead_rag.key_value_cache import crop
 from qrhead_rag.prompt import NULL_QUERY, Prompt
 from qrhead_rag.scoring import calibrate, document_of_tokens, document_scores, masked
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from qrhead_rag.encoded import EncodedPassages
     from qrhead_rag.examples import LabelledExample
     from qrhead_rag.heads import HeadSet
-    from qrhead_rag.prompt import Passage
+    from qrhead_rag.passage import Passage
     from qrhead_rag.ranking import RankedPassage, Ranking
     from qrhead_rag.retriever import QRRetriever
 
@@ -18,7 +18,7 @@ _FILES = {
     "EncodedPassages": "encoded",
     "HeadSet": "heads",
     "LabelledExample": "examples",
-    "Passage": "prompt",
+    "Passage": "passage",
     "QRRetriever": "retriever",
     "RankedPassage": "ranking",
     "Ranking": "ranking",

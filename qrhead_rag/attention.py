@@ -1,38 +1,33 @@
 """Token ids to the attention of selected heads, on stock transformers models and on any device.
 
-The model is never touched. A pass runs through a *view* of it: the same modules again, sharing every weight, with a
-configuration of their own that names the attention function of this file. So a model that is shared keeps its hooks,
-configuration and attention implementation whatever happens here, and may generate in another thread meanwhile.
-
+A pass runs through a view of the model (model_view.py) whose configuration names the attention function of this file.
 Documents run under the model's own fast kernel. For the query rows the weights of the selected heads are computed by
 the eager attention function that every family's module has (scaling, soft cap, window and sinks are its business), in
 float32, for those rows and heads alone. No layer above the last selected head runs, and of that layer nothing after its
 attention.
 """
 
-import copy
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from qrhead_rag.eager import eager_function, eager_weights
 from qrhead_rag.heads import Head
+from qrhead_rag.key_value_cache import read_only_copy
+from qrhead_rag.model_view import find_decoder, view_of
 from qrhead_rag.tensor_parallel import HeadParts
 
 PREFILL_TOKENS = 2048
 _EAGER_PREFILL_BYTES = 128 * 2**20
 _NAME = "qrhead"
-_PROVED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ class HeadReader:
             must_see=rows_read.to(device) if see_all else None,
         )
         self._run(
-            _Pass(self._row_kernel, self._last_layer, reading), ids, reading.positions[None], _read_only_copy(cache)
+            _Pass(self._row_kernel, self._last_layer, reading), ids, reading.positions[None], read_only_copy(cache)
         )
         missing = self._by_layer.keys() - reading.found.keys()
         if missing:
@@ -201,7 +196,7 @@ class HeadReader:
         return embedding.weight.device if device is None else torch.device(device)
 
     def _run(self, current: "_Pass", ids: Tensor, positions: Tensor, cache: DynamicCache) -> None:
-        view = _view(self._decoder, self._last_layer + 1)
+        view = view_of(self._decoder, self._last_layer + 1, _NAME)
         token = _PASS.set(current)
         try:
             view(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
@@ -214,36 +209,6 @@ class HeadReader:
             )
         finally:
             _PASS.reset(token)
-
-
-def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The text decoder inside a model: the module that owns the list of layers.
-
-    Raises:
-        ValueError: the model is an encoder-decoder, has linear or latent attention, or no eager attention function.
-    """
-    config = model.config.get_text_config()
-    name = config.model_type
-    kinds = set(getattr(config, "layer_types", None) or ()) - _PROVED_LAYERS
-    latent = getattr(config, "kv_lora_rank", None) is not None
-    if kinds or latent or model.config.is_encoder_decoder:
-        found = sorted(kinds) or ("latent attention (MLA)" if latent else "an encoder beside the decoder")
-        raise ValueError(
-            f"{name} has {found}, which cannot be read; expected a decoder with softmax attention in every layer"
-        )
-    inner = model.get_decoder() if hasattr(model, "get_decoder") else model
-    for module in (inner or model).modules():
-        for layers in module.children():
-            if isinstance(layers, nn.ModuleList) and len(layers) == config.num_hidden_layers:
-                if not any(_eager_function(part) for part in layers[0].modules() if hasattr(part, "layer_idx")):
-                    raise ValueError(
-                        f"{name} has no eager attention function in its module; expected a family that uses the "
-                        "attention interface of transformers"
-                    )
-                return module
-    raise ValueError(
-        f"{type(model).__name__} has no list of {config.num_hidden_layers} layers; expected a decoder of transformers"
-    )
 
 
 class _LastHeadReadError(Exception):
@@ -292,7 +257,7 @@ def _attend(
             attention_mask = torch.cat(shared, dim=-1)
     if layer == current.last_layer:
         raise _LastHeadReadError
-    attend = _eager_function(module) if current.kernel == "eager" else ALL_ATTENTION_FUNCTIONS[current.kernel]
+    attend = eager_function(module) if current.kernel == "eager" else ALL_ATTENTION_FUNCTIONS[current.kernel]
     return attend(module, query, key, value, attention_mask, **options)  # type: ignore[misc]
 
 
@@ -328,7 +293,7 @@ def _read_layer(
         keys = torch.cat([keys[:, :, : reading.cached], late, keys[:, :, reading.cached :]], dim=2)
     additive = torch.where(seen, 0.0, torch.finfo(torch.float32).min)  # (1, 1, rows, tokens + rows)
     additive[..., : reading.hidden] = torch.finfo(torch.float32).min
-    weights = _eager_weights(module, heads, query[:, heads].float(), keys, additive, options)
+    weights = eager_weights(module, heads, query[:, heads].float(), keys, additive, options)
     found = reading.averages.to(weights.device) @ weights[0, :, :, : reading.tokens]
     return reading.parts.gathered(found, wanted, count, reading.num_heads, dim=0)
 
@@ -336,36 +301,6 @@ def _read_layer(
 def _key_heads(heads: Sequence[int], group: int) -> list[int]:
     """Key heads that some query heads of a layer look at."""
     return sorted({head // group for head in heads})
-
-
-def _eager_weights(
-    module: nn.Module, heads: Sequence[int], query: Tensor, keys: Tensor, mask: Tensor, options: dict[str, Any]
-) -> Tensor:
-    """Attention weights as the module's own eager attention computes them.
-
-    Args:
-        module: the attention module.
-        heads: query heads of the layer that are wanted.
-        query: their queries after position encoding, float32. # (batch, heads, rows, head size)
-        keys: their keys after position encoding, float32. # (batch, heads, tokens, head size)
-        mask: additive. # (batch or 1, 1, rows, tokens)
-        options: what the model gives its attention function (scaling, softcap, window).
-
-    Returns:
-        # (batch, heads, rows, tokens)
-    """
-    chosen = _shallow_copy(module)
-    # A parameter of one number per head (sinks) goes with the heads.
-    num_heads = module.config.num_attention_heads  # type: ignore[union-attr]
-    parameters = {
-        name: value[list(heads)].float() if value is not None and value.shape == (num_heads,) else value
-        for name, value in module._parameters.items()
-    }
-    chosen.__dict__ |= {"num_key_value_groups": 1, "training": False, "_parameters": parameters}
-    no_values = keys[..., :0]  # the output is not wanted, so its product costs nothing
-    eager = _eager_function(module)
-    assert eager is not None  # find_decoder has seen to it
-    return eager(chosen, query, keys, no_values, mask, **(options | {"dropout": 0.0}))[1]
 
 
 def _mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
@@ -388,103 +323,3 @@ def _mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype = torch.fl
 
 AttentionInterface.register(_NAME, _attend)
 AttentionMaskInterface.register(_NAME, _mask)
-
-
-def _eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    for ancestor in type(module).__mro__:
-        found = getattr(sys.modules.get(ancestor.__module__), "eager_attention_forward", None)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
-    return None
-
-
-class _ReadOnlyLayer(DynamicLayer):  # type: ignore[misc]
-    """A cache layer that shows later tokens the cached ones and forgets the later ones."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
-
-
-def _read_only_copy(cache: DynamicCache) -> DynamicCache:
-    copied = DynamicCache()
-    for layer in cache.layers:
-        read_only = _ReadOnlyLayer()
-        read_only.__dict__.update(layer.__dict__)
-        copied.layers.append(read_only)
-    return copied
-
-
-def crop(cache: DynamicCache, tokens: int) -> None:
-    """Forget every cached token from place `tokens` on."""
-    for layer in cache.layers:
-        layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
-
-
-def cache_bytes(cache: DynamicCache | None) -> int:
-    """Bytes of a cache's keys and values."""
-    return sum(tensor.nbytes for tensors in layer_tensors(cache) for tensor in tensors) if cache is not None else 0
-
-
-def layer_tensors(cache: DynamicCache) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values of each layer. # each (batch, key heads, tokens, head size)"""
-    return [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
-
-
-def cache_of(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
-    """A cache that holds given keys and values. # each (batch, key heads, tokens, head size)"""
-    cache = DynamicCache()
-    for key, value in zip(keys, values, strict=True):
-        layer = DynamicLayer()
-        layer.lazy_initialization(key, value)
-        layer.keys, layer.values = key, value
-        cache.layers.append(layer)
-    return cache
-
-
-def _view(decoder: PreTrainedModel, num_layers: int) -> nn.Module:
-    """The decoder again, to its first layers, sharing all weights, with a configuration of its own."""
-    copies: dict[int, Any] = {}
-
-    def view(module: nn.Module) -> nn.Module:
-        if id(module) in copies:
-            return copies[id(module)]  # type: ignore[no-any-return]
-        copied = copies[id(module)] = _shallow_copy(module)
-        copied.__dict__["training"] = False
-        copied.__dict__["_buffers"] = dict(module._buffers)  # rotary embeddings write to theirs
-        children = module._modules
-        if isinstance(module, nn.ModuleList) and len(module) == decoder.config.num_hidden_layers:
-            children = dict(list(children.items())[:num_layers])
-        copied.__dict__["_modules"] = {
-            name: child if child is None else view(child) for name, child in children.items()
-        }
-        for name, value in module.__dict__.items():
-            if name not in ("training", "_buffers", "_modules"):
-                copied.__dict__[name] = _rebound(value, module, copied, copies)
-        return copied
-
-    return view(decoder)
-
-
-def _rebound(value: Any, module: nn.Module, copied: nn.Module, copies: dict[int, Any]) -> Any:
-    """An attribute of a module as its copy needs it."""
-    if isinstance(value, PreTrainedConfig):
-        if id(value) not in copies:
-            config = copies[id(value)] = copy.copy(value)
-            config.__dict__ |= {
-                "_attn_implementation_internal": _NAME,
-                "_output_attentions": False,
-                "output_hidden_states": False,
-            }
-        return copies[id(value)]
-    # accelerate replaces a module's `forward` by a function that is bound to it.
-    if isinstance(value, MethodType) and value.__self__ is module:
-        return MethodType(value.__func__, copied)
-    if isinstance(value, partial) and value.args[:1] == (module,):
-        return partial(value.func, copied, *value.args[1:], **value.keywords)
-    return value
-
-
-def _shallow_copy(module: nn.Module) -> nn.Module:
-    copied = object.__new__(type(module))
-    copied.__dict__.update(module.__dict__)
-    return copied

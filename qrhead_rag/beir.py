@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qrhead_rag.examples import Found, LabelledExample, MalformedRecord, json_records, read_text, reason
 from qrhead_rag.first_stage import BM25
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 
 CANDIDATES = 20
 

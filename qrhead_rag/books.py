@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qrhead_rag.examples import Found, LabelledExample, MalformedRecord, foreign_bytes, read_text, reason
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 
 _NUMBERS = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
 

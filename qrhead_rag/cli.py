@@ -24,8 +24,8 @@ from qrhead_rag.printable import printable
 from qrhead_rag.selection import Order, Selection
 
 if TYPE_CHECKING:
+    from qrhead_rag.passage import Passage
     from qrhead_rag.passage_file import FileFormat
-    from qrhead_rag.prompt import Passage
     from qrhead_rag.ranking import Ranking
     from qrhead_rag.retriever import QRRetriever
 
@@ -97,8 +97,8 @@ def rank(
     with one_line_errors():
         options = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
         content, name, chosen = _read(file, file_format)
+        from qrhead_rag.passage import check_query
         from qrhead_rag.passage_file import parse_passages
-        from qrhead_rag.prompt import check_query
 
         check_query(query)
         numbered = parse_passages(content, chosen, name)

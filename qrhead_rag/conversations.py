@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from qrhead_rag.examples import Found, LabelledExample, json_records, parse_records, reason
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 
 
 class _Record(BaseModel):

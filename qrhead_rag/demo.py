@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qrhead_rag.first_stage import BM25, require_extra
-from qrhead_rag.prompt import Passage, check_query
+from qrhead_rag.passage import Passage, check_query
 from qrhead_rag.ranking import Ranking
 from qrhead_rag.retriever import QRRetriever
 from qrhead_rag.shading import shaded, strongest

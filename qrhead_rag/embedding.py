@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from qrhead_rag.loading import quiet
+from qrhead_rag.quiet import quiet
 
 
 class EmbeddingModel:

@@ -10,7 +10,7 @@ from torch import Tensor
 from qrhead_rag.encoder import EncodedList, Encoder, Reading, warn_of_truncation
 from qrhead_rag.explain import Evidence
 from qrhead_rag.listwise import ListwiseList
-from qrhead_rag.prompt import Document, Passage, as_passages, check_query
+from qrhead_rag.passage import Document, Passage, as_passages, check_query
 from qrhead_rag.ranking import RankedPassage, Ranking
 from qrhead_rag.selection import Order, Selection, rank_order, select
 from qrhead_rag.separate import SeparateList

@@ -20,7 +20,8 @@ from torch import Tensor
 from qrhead_rag.attention import PREFILL_TOKENS, HeadReader
 from qrhead_rag.explain import Evidence
 from qrhead_rag.heads import Head, Mode
-from qrhead_rag.prompt import NULL_QUERY, Passage, PromptTemplate, PromptTokenizer
+from qrhead_rag.passage import Passage
+from qrhead_rag.prompt import NULL_QUERY, PromptTemplate, PromptTokenizer
 from qrhead_rag.scoring import document_scores, masked, pool_pieces
 
 Layout: TypeAlias = Literal["given", "reversed"]

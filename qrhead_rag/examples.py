@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qrhead_rag.files import parse_json
-from qrhead_rag.prompt import Passage, check_query
+from qrhead_rag.passage import Passage, check_query
 
 
 class LabelledExample(BaseModel):

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from qrhead_rag.cards import Card, Stretch, cards_html, page_html
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 
 Part: TypeAlias = Literal["label", "title", "text"]
 

@@ -7,8 +7,8 @@ Out: {"id": 7, "ranking": [0, 1], "scores": [0.07, -0.01], "documents": [null, "
 
 from typing import Any, NamedTuple
 
+from qrhead_rag.passage import Passage, check_query
 from qrhead_rag.passage_file import passage_of
-from qrhead_rag.prompt import Passage, check_query
 from qrhead_rag.ranking import Ranking
 
 

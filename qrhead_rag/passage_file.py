@@ -4,7 +4,7 @@ import json
 from typing import Any, Literal, TypeAlias
 
 from qrhead_rag.files import parse_json
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 
 FileFormat: TypeAlias = Literal["txt", "jsonl"]
 

@@ -14,7 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from qrhead_rag.examples import Found, LabelledExample, json_records, parse_records
 from qrhead_rag.first_stage import BM25
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 
 FILLED_TO = 20  # documents in a list made by adding negatives, where the caller names no number
 

@@ -7,7 +7,7 @@ from typing import overload
 from qrhead_rag.cards import Card, Stretch, cards_html
 from qrhead_rag.explain import Evidence, Explanation, explain_passage
 from qrhead_rag.heads import Mode
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 
 
 @dataclass(frozen=True)

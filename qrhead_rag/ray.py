@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from qrhead_rag.first_stage import require_extra
 from qrhead_rag.list_records import ListRecord, list_record
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 from qrhead_rag.ranking import Ranking
 from qrhead_rag.retriever import QRRetriever
 from qrhead_rag.selection import Selection

@@ -10,8 +10,8 @@ from typing import Any
 
 from qrhead_rag.examples import RawRecord
 from qrhead_rag.heads import HeadChoice
+from qrhead_rag.passage import Passage
 from qrhead_rag.passage_file import passage_of
-from qrhead_rag.prompt import Passage
 from qrhead_rag.ray_pool import Pool
 from qrhead_rag.ray_rank import described, sent
 from qrhead_rag.ray_shards import Progress, run_shards

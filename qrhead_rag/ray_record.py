@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from qrhead_rag.examples import LabelledExample
 from qrhead_rag.heads import ModelShape
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 from qrhead_rag.ray_pool import Pool, run
 from qrhead_rag.recording import Recording, record
 from qrhead_rag.retriever import QRRetriever

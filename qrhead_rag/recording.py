@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qrhead_rag.attention import find_decoder
 from qrhead_rag.encoder import ListTooLongError
 from qrhead_rag.examples import LabelledExample
 from qrhead_rag.files import replaced
+from qrhead_rag.model_view import find_decoder
 from qrhead_rag.retriever import QRRetriever
 from qrhead_rag.storage import read_tensors
 

@@ -12,22 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.attention import HeadReader
 from qrhead_rag.encoded import EncodedPassages
-from qrhead_rag.encoder import (
-    Encoder,
-    Layout,
-    ListTooLongError,
-    ReadingOptions,
-    content_key,
-    warn_caller,
-    warn_of_truncation,
-)
-from qrhead_rag.explain import Evidence
+from qrhead_rag.encoder import Encoder, Layout, ReadingOptions, content_key
 from qrhead_rag.heads import HeadChoice, HeadSet, Mode, ModelShape
 from qrhead_rag.loading import LoadedModel, load_model, share_model
-from qrhead_rag.prompt import Document, Passage, PromptTemplate, PromptTokenizer, as_passages, check_query
-from qrhead_rag.ranking import RankedPassage, Ranking
-from qrhead_rag.selection import Order, Selection, select
-from qrhead_rag.windows import is_out_of_memory, slide, window_size
+from qrhead_rag.passage import Document, Passage, as_passages, check_query
+from qrhead_rag.prompt import PromptTemplate, PromptTokenizer
+from qrhead_rag.ranking import Ranking
+from qrhead_rag.selection import Order, Selection
+from qrhead_rag.windowed import rank_in_windows
 
 
 class QRRetriever:
@@ -243,7 +235,7 @@ class QRRetriever:
                 contents = [passage.content for passage in passages if passage.content.strip()]
                 too_long = len(contents) > 1 and not self._encoder.fits(contents, query, room)
             if too_long:
-                return self._rank_in_windows(query, passages, selection, token_counter or self.count_tokens, room)
+                return rank_in_windows(self._encoder, query, passages, selection, token_counter or self.count_tokens)
         with self._encoder.lock, self._kept_list(query, passages) as encoded:
             return encoded.rank_selected([query], selection, token_counter)[0]
 
@@ -296,77 +288,6 @@ class QRRetriever:
         """Tokens of a text, read as plain text by the model's tokenizer."""
         with self._encoder.lock:
             return self._encoder.tokenizer.count(text)
-
-    def _rank_in_windows(
-        self,
-        query: str,
-        passages: list[Passage],
-        selection: Selection,
-        token_counter: Callable[[str], int],
-        room: float,
-    ) -> Ranking:
-        encoder = self._encoder
-        read = [place for place, passage in enumerate(passages) if passage.content.strip()]
-        blank = [place for place, passage in enumerate(passages) if not passage.content.strip()]
-        with encoder.lock:
-            # Windows order documents by comparing them, so that every two of them have to fit one prompt.
-            contents, clipped = encoder.clip([passages[place].content for place in read], room // 2)
-            sizes = [encoder.size(content) for content in contents]
-        truncated = {read[place] for place in clipped}
-        warn_of_truncation(passages, truncated)
-        wanted = window_size(sizes, room, encoder.options.window)
-        scores = [0.0] * len(passages)
-        evidence: list[Evidence | None] = [None] * len(passages)
-
-        def best_first(places: list[int]) -> list[int]:
-            try:
-                encoded = EncodedPassages(encoder, [contents[place] for place in places], query)
-            except ListTooLongError as error:
-                raise ListTooLongError(
-                    f"window={len(places)} documents do not fit the model's context of {encoder.context_length} "
-                    "tokens; use a smaller window, or None for as many as fit"
-                ) from error
-            found, tokens = encoded.scored([query])[0]
-            for place, score, token in zip(places, found, tokens, strict=True):
-                scores[read[place]], evidence[read[place]] = score, token
-            return sorted(places, key=lambda place: -scores[read[place]])
-
-        order, window, stride = self._slide(len(read), wanted, best_first)
-        more = f" (memory ran out with {wanted})" if window < wanted else ""
-        warn_caller(
-            f"{len(passages)} documents are longer together than the model's context of {encoder.context_length} "
-            f"tokens: ranked in sliding windows of {window}{more}, moved by {stride}; scores are those of each "
-            "document's last window"
-        )
-        for place in blank:
-            scores[place] = min(scores[place] for place in read)
-        ranking = [read[place] for place in order] + blank
-        counts = [token_counter(passage.content) for passage in passages] if selection.max_tokens is not None else None
-        kept = select(scores, selection, counts, ranking)
-        return Ranking(
-            query,
-            tuple(RankedPassage(p, scores[p], passages[p], p in truncated) for p in kept),
-            encoder.mode,
-            windowed=True,
-            _evidence=tuple(evidence),
-        )
-
-    def _slide(
-        self, num_documents: int, window: int, best_first: Callable[[list[int]], list[int]]
-    ) -> tuple[list[int], int, int]:
-        """Order, window and stride; where memory runs out, the whole list again in windows half as long."""
-        encoder = self._encoder
-        while True:
-            stride = min(encoder.options.stride or max(1, window // 2), window)
-            try:
-                return slide(num_documents, window, stride, best_first), window, stride
-            except (MemoryError, RuntimeError) as error:
-                if window == 2 or not is_out_of_memory(error):
-                    raise
-            # Only after the handler is what the failed pass held let go of.
-            window = max(2, min(window, num_documents) // 2)
-            with encoder.lock:
-                encoder.kept.clear()
 
 
 def check_mode(mode: Mode) -> Mode:

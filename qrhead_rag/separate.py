@@ -12,124 +12,21 @@ Long passages are cut into pieces that are encoded like passages; scores of a pa
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from qrhead_rag.attention import Rows, cache_bytes, cache_of, layer_tensors
+from qrhead_rag.attention import Rows
 from qrhead_rag.encoder import Encoder, ListTooLongError, Reading, content_key
-from qrhead_rag.prompt import CONSTANT_LABEL, NULL_QUERY, Passage
+from qrhead_rag.key_value_cache import cache_bytes, cache_of, layer_tensors
+from qrhead_rag.passage import Passage
+from qrhead_rag.passage_pieces import EncodedPassage, EncodedPiece, JoinedPassages, PieceToRun, batches, join
+from qrhead_rag.prompt import CONSTANT_LABEL, NULL_QUERY
 from qrhead_rag.scoring import calibrate, check_finite
 
 _ROWS_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class EncodedPiece:
-    """A passage, or a piece of one, as the model has read it alone.
-
-    Attributes:
-        offsets: characters of each token, counted from the passage's label.
-        keys: by layer; under `late` only the heads' that look. # each (key heads, tokens, head size)
-        values: by layer; empty under `late`. # each (key heads, tokens, head size)
-    """
-
-    offsets: tuple[tuple[int, int], ...]
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values()))
-
-
-@dataclass(frozen=True)
-class EncodedPassage:
-    """The pieces of one passage, usually one."""
-
-    pieces: tuple[EncodedPiece, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return sum(piece.nbytes for piece in self.pieces)
-
-
-class _Job(NamedTuple):
-    text: str
-    number: int
-    ids: list[int]
-    offsets: tuple[tuple[int, int], ...]
-
-
-def _batches(jobs: Sequence[_Job], batch_tokens: int) -> Iterator[list[_Job]]:
-    """Pieces of like length together, so that little is padded."""
-    batch: list[_Job] = []
-    for job in sorted(jobs, key=lambda job: -len(job.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
-
-
-@dataclass
-class _Joined:
-    """A list put together for the query.
-
-    Attributes:
-        keys: by layer, under `independent` after those of the prefix. # each (key heads, tokens, head size)
-        values: by layer; empty under `late`. # each (key heads, tokens, head size)
-        places: place of each token in its piece. # (tokens,)
-        piece_of: piece of each token. # (tokens,)
-        document_of_piece: place of each piece's document. # (pieces,)
-        offsets: characters of each token, counted from its document's label.
-        null: what the null query finds, once it has been asked. # (heads, tokens)
-    """
-
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
-    places: Tensor
-    piece_of: Tensor
-    document_of_piece: Tensor
-    offsets: list[tuple[int, int]]
-    null: Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        own = [self.places, self.piece_of, self.document_of_piece, *([] if self.null is None else [self.null])]
-        return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values(), *own))
-
-
-def _join(contents: dict[int, str], passages: dict[str, EncodedPassage], prefix: DynamicCache | None) -> _Joined:
-    pieces = [(place, piece) for place, text in contents.items() for piece in passages[text].pieces]
-    lengths = torch.tensor([len(piece.offsets) for _, piece in pieces])
-    before = layer_tensors(prefix) if prefix is not None else ([], [])
-
-    def together(name: str, of_prefix: Sequence[Tensor]) -> dict[int, Tensor]:
-        layers = getattr(pieces[0][1], name)
-        return {
-            layer: torch.cat(
-                [*(t[0] for t in of_prefix[layer : layer + 1]), *(getattr(p, name)[layer] for _, p in pieces)], 1
-            )
-            for layer in layers
-        }
-
-    return _Joined(
-        keys=together("keys", before[0]),
-        values=together("values", before[1]),
-        places=torch.cat([torch.arange(int(length)) for length in lengths]),
-        piece_of=torch.arange(len(pieces)).repeat_interleave(lengths),
-        document_of_piece=torch.tensor([place for place, _ in pieces]),
-        offsets=[offset for _, piece in pieces for offset in piece.offsets],
-    )
 
 
 class SeparateList:
@@ -139,7 +36,7 @@ class SeparateList:
         self._encoder = encoder
         self._passages: dict[str, EncodedPassage] = {}  # by content
         self._contents: dict[int, str] = {}  # by place
-        self._joined: _Joined | None = None
+        self._joined: JoinedPassages | None = None
         self._prefix: DynamicCache | None = None
         self.truncated: frozenset[int] = frozenset()
 
@@ -193,8 +90,8 @@ class SeparateList:
                 ids, offsets = encoder.tokenizer.passage(text[start:end])
                 label = len(CONSTANT_LABEL)
                 moved = tuple((a, b) if b <= label else (max(a, label) + start, b + start) for a, b in offsets)
-                jobs.append(_Job(text, number, ids, moved))
-        for batch in _batches(jobs, encoder.options.batch_tokens):
+                jobs.append(PieceToRun(text, number, ids, moved))
+        for batch in batches(jobs, encoder.options.batch_tokens):
             keys, values = self._run_batch(prefix, [job.ids for job in batch])
             for row, job in enumerate(batch):
                 ids = job.ids
@@ -283,7 +180,7 @@ class SeparateList:
         if not bool(((offsets[:, 0] >= 0) & (offsets[:, 0] <= offsets[:, 1]) & (offsets[:, 1] <= ends)).all()):
             raise ValueError("its tokens lie outside its texts")
 
-    def _query_position(self, joined: "_Joined") -> int:
+    def _query_position(self, joined: JoinedPassages) -> int:
         """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
         return int(self._run_prefix().get_seq_length() + joined.places.max()) + 1
 
@@ -299,7 +196,7 @@ class SeparateList:
             rows += size
         yield group
 
-    def _attend(self, queries: Sequence[str], position: int, joined: "_Joined") -> Tensor:
+    def _attend(self, queries: Sequence[str], position: int, joined: JoinedPassages) -> Tensor:
         """a(t) over the documents' tokens. # (heads, queries, tokens)"""
         encoder = self._encoder
         parts = []
@@ -332,11 +229,11 @@ class SeparateList:
         check_finite(attention, encoder.heads, joined.document_of_piece[joined.piece_of])
         return attention
 
-    def _join(self) -> "_Joined":
+    def _join(self) -> JoinedPassages:
         if self._joined is None:
             self.run()
             prefix = self._run_prefix() if self._encoder.mode == "independent" else None
-            joined = _join(self._contents, self._passages, prefix)
+            joined = join(self._contents, self._passages, prefix)
             # From here on the passages are held once: as slices of what was put together.
             start = 0 if prefix is None else prefix.get_seq_length()
             for text in self._contents.values():

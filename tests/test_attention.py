@@ -6,7 +6,8 @@ import threading
 import pytest
 import torch
 
-from qrhead_rag.attention import HeadReader, Rows, find_decoder
+from qrhead_rag.attention import HeadReader, Rows
+from qrhead_rag.model_view import find_decoder
 from tests.tiny import FAMILIES, tiny_model
 
 HEADS = [(2, 1), (0, 3), (2, 0), (1, 2)]

@@ -9,7 +9,7 @@ import pytest
 
 from qrhead_rag.datasets import DatasetError, load_examples, ordered, recognise, sampled, write_jsonl
 from qrhead_rag.examples import LabelledExample
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 
 MEASURING = Path(__file__).parents[2] / "shared" / "data"
 

@@ -21,8 +21,9 @@ from qrhead_rag.examples import LabelledExample
 from qrhead_rag.generation import Writer
 from qrhead_rag.heads import ModelShape
 from qrhead_rag.metrics import ndcg_of_scores
+from qrhead_rag.passage import Passage
 from qrhead_rag.plot import curves, head_map, save_plots
-from qrhead_rag.prompt import Passage, Span
+from qrhead_rag.prompt import Span
 from qrhead_rag.recording import RecordedExample, Recording, example_digest, record, settings_digest
 from qrhead_rag.stability import stability
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -20,7 +20,7 @@ from qrhead_rag.examples import LabelledExample
 from qrhead_rag.generation import Answer
 from qrhead_rag.methods import Ranked, by_score, make_method, remembered
 from qrhead_rag.metrics import confidence_interval, measure, ndcg_of_scores, paired_test
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

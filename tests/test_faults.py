@@ -14,9 +14,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import modeling_gguf_pytorch_utils
 
-from qrhead_rag import LabelledExample, Passage, QRRetriever, loading
-from qrhead_rag.loading import quiet
+from qrhead_rag import LabelledExample, Passage, QRRetriever
+from qrhead_rag.quiet import quiet
 from qrhead_rag.recording import record
 from qrhead_rag.windows import is_out_of_memory
 from tests.test_attention import snapshot
@@ -310,7 +311,7 @@ def test_a_recording_whose_progress_callback_fails_goes_on_where_it_stopped(mode
 def test_threads_that_load_at_once_leave_logging_as_it_was(monkeypatch):
     from transformers.utils import logging as theirs
 
-    before = theirs.get_verbosity(), theirs.is_progress_bar_enabled(), loading.modeling_gguf_pytorch_utils.tqdm
+    before = theirs.get_verbosity(), theirs.is_progress_bar_enabled(), modeling_gguf_pytorch_utils.tqdm
     inside, go_on = threading.Event(), threading.Event()
 
     def first():
@@ -331,7 +332,7 @@ def test_threads_that_load_at_once_leave_logging_as_it_was(monkeypatch):
     for thread in threads:
         thread.join()
     assert (theirs.get_verbosity(), theirs.is_progress_bar_enabled()) == before[:2]
-    assert loading.modeling_gguf_pytorch_utils.tqdm is before[2]
+    assert modeling_gguf_pytorch_utils.tqdm is before[2]
 
 
 # Windows that memory cannot hold.

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import qrhead_rag
-from qrhead_rag import HeadSet, LabelledExample, Passage, QRRetriever, loading
+from qrhead_rag import HeadSet, LabelledExample, Passage, QRRetriever, embedded_model, loading
 from qrhead_rag.cli import app
 from qrhead_rag.datasets import READERS, load_examples
 from qrhead_rag.encoded import EncodedPassages
@@ -531,11 +531,11 @@ def cache(tmp_path, monkeypatch):
         for name in ("model.safetensors", "config.json", "tokenizer.json"):
             (building / name).write_bytes(name.encode() * 99)
 
-    monkeypatch.setattr(loading, "_convert", convert)
-    monkeypatch.setattr(loading, "user_cache_path", lambda *_, **__: tmp_path / "cache")
+    monkeypatch.setattr(embedded_model, "_convert", convert)
+    monkeypatch.setattr(embedded_model, "user_cache_path", lambda *_, **__: tmp_path / "cache")
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")
     (tmp_path / "cache").mkdir()
-    return loading._converted(Path("Small.gguf")), marks
+    return embedded_model.converted(Path("Small.gguf")), marks
 
 
 def a_link_to_a_damaged_copy(folder):
@@ -546,7 +546,7 @@ def a_link_to_a_damaged_copy(folder):
 
 
 def a_file(folder):
-    loading._remove(folder)
+    embedded_model._remove(folder)
     folder.write_text("in the way")
 
 
@@ -556,10 +556,10 @@ def manifest(text):
 
 CACHES = {
     "a link to a damaged copy": a_link_to_a_damaged_copy,
-    "a link to nowhere": lambda folder: (loading._remove(folder), folder.symlink_to("nowhere")),
-    "a link to itself": lambda folder: (loading._remove(folder), folder.symlink_to(folder.name)),
+    "a link to nowhere": lambda folder: (embedded_model._remove(folder), folder.symlink_to("nowhere")),
+    "a link to itself": lambda folder: (embedded_model._remove(folder), folder.symlink_to(folder.name)),
     "a file": a_file,
-    "an empty folder": lambda folder: (loading._remove(folder), folder.mkdir()),
+    "an empty folder": lambda folder: (embedded_model._remove(folder), folder.mkdir()),
     "a nested manifest": manifest("[" * 200_000),
     "a manifest of numbers": manifest('{"model.safetensors": 3}'),
     "a manifest of nothing": manifest("null"),
@@ -576,8 +576,8 @@ CACHES = {
 def test_a_model_cache_that_is_something_else_is_rebuilt(cache, damage):
     folder, marks = cache
     damage(folder)
-    assert loading._converted(Path("Small.gguf")) == folder
-    assert loading._is_whole(folder)
+    assert embedded_model.converted(Path("Small.gguf")) == folder
+    assert embedded_model._is_whole(folder)
     assert not folder.is_symlink()
     assert marks.read_text() == "xx"
 
@@ -586,7 +586,7 @@ def test_a_link_to_a_whole_copy_is_used(cache):
     folder, marks = cache
     folder.rename(folder.with_name("elsewhere"))
     folder.symlink_to(folder.with_name("elsewhere"))
-    assert loading._converted(Path("Small.gguf")) == folder
+    assert embedded_model.converted(Path("Small.gguf")) == folder
     assert marks.read_text() == "x"
 
 
@@ -596,20 +596,20 @@ def test_what_killed_conversions_left_goes_with_the_next(cache):
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     (folder / "config.json").unlink()
-    loading._converted(Path("Small.gguf"))
+    embedded_model.converted(Path("Small.gguf"))
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
 
 
 def test_a_cache_out_of_reach_is_an_error_with_its_name(cache, powerless):
     with pytest.raises(PermissionError, match="cache"):
-        loading._converted(Path("Other.gguf"))
+        embedded_model.converted(Path("Other.gguf"))
 
 
 def test_eight_processes_mend_one_cache_once(cache):
     folder, marks = cache
     (folder / "config.json").unlink()
-    in_processes(lambda number: loading._converted(Path("Small.gguf")), lambda: None)
-    assert loading._is_whole(folder)
+    in_processes(lambda number: embedded_model.converted(Path("Small.gguf")), lambda: None)
+    assert embedded_model._is_whole(folder)
     assert marks.read_text() == "xx"
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qrhead_rag import HeadSet, QRRetriever, loading
+from qrhead_rag import HeadSet, QRRetriever, embedded_model, loading
 from qrhead_rag.heads import EMBEDDED_MODEL
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -207,9 +207,9 @@ def package(folder, tmp_path, monkeypatch):
         conversions.append(building)
         shutil.copytree(folder, building, dirs_exist_ok=True)
 
-    monkeypatch.setattr(loading, "_embedded_gguf", lambda: gguf)
-    monkeypatch.setattr(loading, "_convert", convert)
-    monkeypatch.setattr(loading, "user_cache_path", lambda *_, **__: tmp_path / "cache")
+    monkeypatch.setattr(loading, "embedded_gguf", lambda: gguf)
+    monkeypatch.setattr(embedded_model, "_convert", convert)
+    monkeypatch.setattr(embedded_model, "user_cache_path", lambda *_, **__: tmp_path / "cache")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
     (tmp_path / "cache").mkdir()
     return conversions
@@ -274,29 +274,29 @@ def test_a_damaged_cache_is_rebuilt(package, tmp_path, damage):
 
 
 def test_an_interrupted_conversion_leaves_nothing_that_passes_for_whole(package, tmp_path, monkeypatch):
-    whole = loading._convert
+    whole = embedded_model._convert
 
     def interrupted(source, folder):
         whole(source, folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading, "_convert", interrupted)
+    monkeypatch.setattr(embedded_model, "_convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_embedded()
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
-    monkeypatch.setattr(loading, "_convert", whole)
+    monkeypatch.setattr(embedded_model, "_convert", whole)
     load_embedded()
     assert len(package) == 2
 
 
 def test_two_at_once_convert_once(package, monkeypatch):
-    whole = loading._convert
+    whole = embedded_model._convert
 
     def slow(source, folder):
         time.sleep(0.3)
         whole(source, folder)
 
-    monkeypatch.setattr(loading, "_convert", slow)
+    monkeypatch.setattr(embedded_model, "_convert", slow)
     found = []
     threads = [threading.Thread(target=lambda: found.append(load_embedded())) for _ in range(2)]
     for thread in threads:
@@ -316,15 +316,15 @@ def test_two_processes_at_once_convert_once(tmp_path, monkeypatch):
         time.sleep(0.3)
         (building / "model.safetensors").write_bytes(b"weights")
 
-    monkeypatch.setattr(loading, "_convert", convert)
-    monkeypatch.setattr(loading, "user_cache_path", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(embedded_model, "_convert", convert)
+    monkeypatch.setattr(embedded_model, "user_cache_path", lambda *_, **__: tmp_path)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
     fork = multiprocessing.get_context("fork")
     start = fork.Barrier(2)
 
     def run():
         start.wait(30)
-        assert loading._is_whole(loading._converted(Path("Small.gguf")))
+        assert embedded_model._is_whole(embedded_model.converted(Path("Small.gguf")))
 
     running = [fork.Process(target=run) for _ in range(2)]
     for process in running:
@@ -336,15 +336,15 @@ def test_two_processes_at_once_convert_once(tmp_path, monkeypatch):
 
 
 def test_the_conversion_is_logged_not_printed(package, caplog, capsys):
-    with caplog.at_level(logging.INFO, "qrhead_rag.loading"):
+    with caplog.at_level(logging.INFO, "qrhead_rag.embedded_model"):
         load_embedded()
     assert "converting Small.gguf once" in caplog.text
     assert capsys.readouterr() == ("", "")
 
 
 def test_without_the_package_the_hub_is_asked_and_then_the_error_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "_embedded_gguf", lambda: None)
-    monkeypatch.setattr(loading, "user_cache_path", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(loading, "embedded_gguf", lambda: None)
+    monkeypatch.setattr(embedded_model, "user_cache_path", lambda *_, **__: tmp_path)
     asked = []
 
     def unreachable(source, **_):

@@ -9,7 +9,7 @@ from qrhead_rag.examples import LabelledExample
 from qrhead_rag.generation import Answer, Writer
 from qrhead_rag.longcontext import answer_with_contexts, contains, exact, summarize, verdict
 from qrhead_rag.methods import by_score
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qrhead_rag import QRRetriever
-from qrhead_rag.prompt import as_passages
+from qrhead_rag.passage import as_passages
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "reference_scores.json").read_text(encoding="utf-8"))
 CASES = REFERENCE["cases"]

@@ -9,13 +9,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from qrhead_rag import Passage
-from qrhead_rag.prompt import (
-    INSTRUCTION,
-    PromptTemplate,
-    PromptTokenizer,
-    as_passages,
-    check_query,
-)
+from qrhead_rag.passage import as_passages, check_query
+from qrhead_rag.prompt import INSTRUCTION, PromptTemplate, PromptTokenizer
 from tests.tiny import CONTROL, tiny_tokenizer
 
 KINDS = list(CONTROL)

@@ -8,7 +8,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import model_validator
 
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 from qrhead_rag.scorer import ScorerOptions
 from qrhead_rag.selection import Selection
 

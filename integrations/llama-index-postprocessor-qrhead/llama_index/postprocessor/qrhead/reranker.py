@@ -10,7 +10,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from pydantic import model_validator
 
 from qrhead_rag.heads import EMBEDDED_MODEL
-from qrhead_rag.prompt import Passage
+from qrhead_rag.passage import Passage
 from qrhead_rag.scorer import ScorerOptions
 from qrhead_rag.selection import Selection
 
