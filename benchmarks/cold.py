@@ -22,10 +22,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.key_value_cache import crop
+from qrhead_rag.model_view import cache_argument
 from qrhead_rag.prompt import NULL_QUERY, Prompt
 from qrhead_rag.scoring import calibrate, document_of_tokens, document_scores, masked
 
@@ -58,11 +60,11 @@ def plain_forward(model: torch.nn.Module, ids: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def published(model: torch.nn.Module, prompt: Prompt, null: Prompt) -> Tensor:
+def published(model: PreTrainedModel, prompt: Prompt, null: Prompt) -> Tensor:
     """c(t) of every head, by the model's own `output_attentions`. # (layers, heads, tokens)"""
-    start, cache, found = prompt.query_start, DynamicCache(), []
+    start, cache, found, name = prompt.query_start, DynamicCache(), [], cache_argument(model)
     for ids, skipped in ((null.ids, 0), (prompt.ids, start)):
-        output = model(torch.tensor([ids[skipped:]]), past_key_values=cache, use_cache=True, output_attentions=True)
+        output = model(torch.tensor([ids[skipped:]]), use_cache=True, output_attentions=True, **{name: cache})
         rows = slice(start - skipped, None)
         found.append(torch.cat([layer[:, :, rows, :start].mean(dim=2) for layer in output.attentions]))
         crop(cache, start)

@@ -73,13 +73,13 @@ def measure(
     for question, passages in lists(questions):
         encoded = retriever.encode(passages)
         before, best_before = places(encoded, question)
-        for name in found:
+        for name, sums in found.items():
             encoded.remove(LENGTH - 1)
             text = f"{passages[-1].text} {WORDINGS[name](question.query)}"
             encoded.extend([passages[-1].model_copy(update={"text": text})])
             after, best_after = places(encoded, question)
-            found[name].gains.append(before - after)
-            found[name].overtakes.append(before > best_before and after < best_after)
+            sums.gains.append(before - after)
+            sums.overtakes.append(before > best_before and after < best_after)
     return found
 
 

@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from qrhead_rag.eager import eager_function, eager_weights
 from qrhead_rag.heads import Head
 from qrhead_rag.key_value_cache import read_only_copy
-from qrhead_rag.model_view import find_decoder, view_of
+from qrhead_rag.model_view import cache_argument, find_decoder, view_of
 from qrhead_rag.tensor_parallel import HeadParts
 
 PREFILL_TOKENS = 2048
@@ -58,6 +58,7 @@ class HeadReader:
 
     def __init__(self, model: PreTrainedModel, heads: Sequence[Head]) -> None:
         self._decoder = find_decoder(model)
+        self._cache_argument = cache_argument(self._decoder)
         self._heads = list(heads)
         self._last_layer = max(layer for layer, _ in heads)
         self._by_layer: dict[int, list[int]] = {}
@@ -199,7 +200,7 @@ class HeadReader:
         view = view_of(self._decoder, self._last_layer + 1, _NAME)
         token = _PASS.set(current)
         try:
-            view(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+            view(input_ids=ids, position_ids=positions, use_cache=True, **{self._cache_argument: cache})
         except _LastHeadReadError:
             pass
         else:

@@ -5,6 +5,7 @@ configuration and attention implementation, and may generate in another thread m
 """
 
 import copy
+import inspect
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -45,6 +46,11 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
     raise ValueError(
         f"{type(model).__name__} has no list of {config.num_hidden_layers} layers; expected a decoder of transformers"
     )
+
+
+def cache_argument(decoder: PreTrainedModel) -> str:
+    """The name under which a decoder takes keys and values: transformers 5.24 made `past_key_values` into `cache`."""
+    return "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
 
 
 def view_of(decoder: PreTrainedModel, num_layers: int, attention: str) -> nn.Module:

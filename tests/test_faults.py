@@ -17,6 +17,7 @@ import torch
 from transformers import modeling_gguf_pytorch_utils
 
 from qrhead_rag import LabelledExample, Passage, QRRetriever
+from qrhead_rag.model_view import cache_argument
 from qrhead_rag.quiet import quiet
 from qrhead_rag.recording import record
 from qrhead_rag.windows import is_out_of_memory
@@ -349,7 +350,7 @@ def memory_for(model, tokens, error, on_failure=lambda: None):
     """A model that runs out of memory where more tokens than these are cached before a pass."""
 
     def fail(module, arguments, options):
-        if options["past_key_values"].get_seq_length() > tokens:
+        if options[cache_argument(model.model)].get_seq_length() > tokens:
             on_failure()
             raise error()
 

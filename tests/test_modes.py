@@ -182,6 +182,8 @@ def test_late_reads_the_stored_keys_of_the_model():
     from transformers.masking_utils import eager_mask
     from transformers.models.llama import modeling_llama as llama
 
+    from qrhead_rag.model_view import cache_argument
+
     AttentionMaskInterface.register("watched", eager_mask)
     AttentionInterface.register("watched", lambda *args, **options: keep("document")(*args, **options))
     calibrated = []
@@ -195,7 +197,8 @@ def test_late_reads_the_stored_keys_of_the_model():
             start = len(opening) + len(piece)
             positions = torch.cat([torch.arange(len(opening)), start + torch.arange(len(tail))])[None]
             # with a cache the jump in positions is not taken for two packed sequences
-            plain(torch.tensor([opening + tail]), position_ids=positions, past_key_values=DynamicCache())
+            cache = {cache_argument(plain.model): DynamicCache()}
+            plain(torch.tensor([opening + tail]), position_ids=positions, **cache)
             total = torch.zeros(len(piece))
             for layer, head in HEADS:
                 queries, keys = (
