@@ -28,6 +28,7 @@ from qrhead_rag.quiet import quiet
 from qrhead_rag.tensor_parallel import tensor_parallel
 
 _locks: "WeakKeyDictionary[PreTrainedModel, threading.RLock]" = WeakKeyDictionary()
+_whole_shapes: "WeakKeyDictionary[PreTrainedModel, ModelShape]" = WeakKeyDictionary()  # of models that are cut
 _guard = threading.Lock()
 
 
@@ -80,8 +81,15 @@ def share_model(
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected the model's transformers tokenizer")
     name = name or model.name_or_path or type(model).__name__
-    shape = shape_of(config)
-    return LoadedModel(model, tokenizer, name, shape, choose_heads(heads, name, shape, mode))
+    in_memory = shape_of(config)
+    shape = _whole_shapes.get(model, in_memory)
+    chosen = choose_heads(heads, name, shape, mode)
+    if chosen.max_layer >= in_memory.num_layers:
+        raise ValueError(
+            f"{name} was loaded without the layers above {in_memory.num_layers - 1}, but head set {chosen.name!r} reaches "
+            f"layer {chosen.max_layer}; load the model for these heads (QRRetriever.from_pretrained) or choose others"
+        )
+    return LoadedModel(model, tokenizer, name, shape, chosen)
 
 
 def load_model(
@@ -152,6 +160,8 @@ def load_model(
         )
     if target is not None:
         model.to(target)
+    # A retriever that shares the model knows it as a whole, by its name, which for the embedded one is no folder's.
+    _whole_shapes[model], model.name_or_path = shape, name
     return LoadedModel(model.eval(), tokenizer, name, shape, chosen)
 
 

