@@ -17,9 +17,20 @@ from qrhead_rag import __version__
 from qrhead_rag.cli_detect import detect
 from qrhead_rag.cli_errors import one_line_errors
 from qrhead_rag.cli_evaluate import evaluate
-from qrhead_rag.cli_model import load
+from qrhead_rag.cli_model import (
+    DeviceOption,
+    DtypeOption,
+    HeadsOption,
+    InstructionOption,
+    LayoutOption,
+    ModelOption,
+    ModeOption,
+    PieceOption,
+    given,
+    load,
+)
 from qrhead_rag.cli_ray import encode_dataset, rank_dataset
-from qrhead_rag.heads import HeadSet, Mode, shipped_head_sets
+from qrhead_rag.heads import HeadSet, shipped_head_sets
 from qrhead_rag.printable import printable
 from qrhead_rag.selection import Order, Selection
 
@@ -44,22 +55,6 @@ app.command()(evaluate)
 app.command()(rank_dataset)
 app.command()(encode_dataset)
 
-ModelOption: TypeAlias = Annotated[
-    str | None, typer.Option("--model", help="Hub id or local folder; by default the embedded SmolLM2-135M-Instruct.")
-]
-HeadsOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--heads", help='Name of a shipped set, "all", a .json file, or pairs like 17-3,18-6; by default the model\'s.'
-    ),
-]
-ModeOption: TypeAlias = Annotated[Mode, typer.Option("--mode", help="How documents are run through the model.")]
-DeviceOption: TypeAlias = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; by default the best there is.")
-]
-DtypeOption: TypeAlias = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16, float16; by default float32 on cpu, else the model's.")
-]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -84,10 +79,12 @@ def rank(
     min_share: Annotated[float | None, typer.Option(help="Keep what has this share of the positive scores.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Keep whole documents within this many tokens.")] = None,
     order: Annotated[Order, typer.Option(help="Best first, or as in the file.")] = "rank",
-    layout: Annotated[
-        Literal["given", "reversed"], typer.Option(help="How the list is laid into the prompt (listwise).")
-    ] = "given",
-    instruction: Annotated[str | None, typer.Option(help="Replaces the instruction before the query.")] = None,
+    layout: LayoutOption = None,
+    window: Annotated[
+        int | None, typer.Option(help="Documents in a window, where a list is longer than the context (listwise).")
+    ] = None,
+    piece_tokens: PieceOption = None,
+    instruction: InstructionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
@@ -104,11 +101,12 @@ def rank(
         numbered = parse_passages(content, chosen, name)
         if not numbered:
             raise ValueError(f"{name} has no documents; expected at least one line of {chosen}")
-        retriever = load(model, heads, mode, device, dtype, layout=layout, instruction=instruction)
+        reading = given(layout=layout, window=window, piece_tokens=piece_tokens, instruction=instruction)
+        retriever = load(model, heads, mode, device, dtype, **reading)
         ranking = retriever.rank(query, [passage for _, passage in numbered], **options.model_dump())
         lines = [line for line, _ in numbered]
         if as_json:
-            typer.echo(json.dumps(_ranking_data(ranking, lines, retriever, explain), ensure_ascii=False, indent=1))
+            typer.echo(json.dumps(_ranking_data(ranking, lines, retriever, explain), indent=1))
         else:
             _show_ranking(ranking, lines, explain)
 
@@ -160,6 +158,7 @@ def _read(file: str, file_format: "FileFormat | None") -> "tuple[bytes, str, Fil
 
 def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever", explain: bool) -> dict[str, Any]:
     documents = []
+    explained = ranking.explain() if explain else None
     for place, ranked in enumerate(ranking):
         passage = ranked.passage
         entry: dict[str, Any] = {
@@ -169,9 +168,8 @@ def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever"
             "truncated": ranked.truncated,
             **passage.model_dump(exclude_none=True),
         }
-        if explain:
-            tokens = ranking.explain()[place].tokens
-            entry["tokens"] = [vars(token) for token in tokens]
+        if explained:
+            entry["tokens"] = [vars(token) for token in explained[place].tokens]
         documents.append(entry)
     return {
         "query": ranking.query,

@@ -21,8 +21,10 @@ from qrhead_rag.cli_data import (
     read_data,
 )
 from qrhead_rag.cli_errors import one_line_errors
+from qrhead_rag.cli_model import DeviceOption, DtypeOption, InstructionOption, ModelOption, ModeOption
 from qrhead_rag.cli_pool import AddressOption, ConcurrencyOption, CpusOption, GpusOption, pool_of, resumable
-from qrhead_rag.heads import EMBEDDED_MODEL, Mode
+from qrhead_rag.files import replaced
+from qrhead_rag.heads import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +44,8 @@ def detect(
         Path, typer.Option(help="Folder for the recorded scores; what it has already is not run again.")
     ] = Path("head-scores"),
     name: Annotated[str, typer.Option(help="Name of the head set.")] = "detected",
-    model: Annotated[
-        str | None, typer.Option(help="Hub id or local folder; by default the embedded SmolLM2-135M-Instruct.")
-    ] = None,
-    mode: Annotated[Mode, typer.Option(help="How documents are run through the model.")] = "listwise",
+    model: ModelOption = None,
+    mode: ModeOption = "listwise",
     criterion: Annotated[
         Literal["contrastive", "mass", "ndcg"], typer.Option(help="What a head is worth on an example.")
     ] = "contrastive",
@@ -68,9 +68,9 @@ def detect(
     order: OrderOption = "shuffled",
     seed: SeedOption = 0,
     skip_bad: SkipBadOption = False,
-    instruction: Annotated[str | None, typer.Option(help="Replaces the instruction before the query.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the best there is.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+    instruction: InstructionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     ray: Annotated[bool, typer.Option("--ray", help="Record on several machines or processes; extra ray.")] = False,
     address: AddressOption = None,
     concurrency: ConcurrencyOption = "1",
@@ -85,7 +85,7 @@ def detect(
         from qrhead_rag.detection import detect as choose
         from qrhead_rag.detection_report import DetectionOptions
         from qrhead_rag.metrics import parse_metrics
-        from qrhead_rag.recording import record
+        from qrhead_rag.recording import record, tells_heads_apart
         from qrhead_rag.retriever import QRRetriever
 
         if num_heads != "auto" and not num_heads.isdigit():
@@ -134,6 +134,8 @@ def detect(
                 retriever = QRRetriever(
                     writer.model, writer.tokenizer, heads="all", mode=mode, model_name=named, **reading
                 )
+            usable = sum(tells_heads_apart(one) for found in examples_of.values() for one in found)
+            options.check_possible(usable, retriever.shape)  # fails here, not after the recording
             for label, found in examples_of.items():
                 with progress(f"recording {label}") as moved, resumable():
                     recordings[label] = record(retriever, found, scores, moved)
@@ -199,7 +201,8 @@ def _write_report(detection: "Detection", folder: Path | None) -> None:
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "detection.json").write_text(detection.to_json() + "\n", encoding="utf-8")
+    with replaced(folder / "detection.json") as file:
+        file.write_text(detection.to_json() + "\n", encoding="utf-8")
     try:
         from qrhead_rag.plot import save_plots
 

@@ -24,6 +24,8 @@ from qrhead_rag.cli_data import (
     read_data,
 )
 from qrhead_rag.cli_errors import one_line_errors
+from qrhead_rag.cli_model import DeviceOption, DtypeOption, InstructionOption, ModelOption
+from qrhead_rag.files import replaced
 from qrhead_rag.heads import EMBEDDED_MODEL, Mode, parse_heads
 
 if TYPE_CHECKING:
@@ -66,9 +68,7 @@ def evaluate(
     judge: Annotated[
         str | None, typer.Option(help="module:function of question, reference and answer that gives a mark (--answer).")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Hub id or local folder; by default the embedded SmolLM2-135M-Instruct.")
-    ] = None,
+    model: ModelOption = None,
     format: FormatOption = None,
     unit: UnitOption = None,
     split: SplitOption = None,
@@ -78,9 +78,9 @@ def evaluate(
     order: OrderOption = "given",
     seed: SeedOption = 0,
     skip_bad: SkipBadOption = False,
-    instruction: Annotated[str | None, typer.Option(help="Replaces the instruction before the query.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the best there is.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+    instruction: InstructionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """Compare rerankers on labelled examples: measures with 95% intervals, and a paired test."""
     with one_line_errors():
@@ -134,7 +134,8 @@ def evaluate(
                 )
             report["answering"] = {"top_k": top_k, **_show_answers(answers, len(found), console)}
         if out:
-            out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            with replaced(out) as file:
+                file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 class _Models:

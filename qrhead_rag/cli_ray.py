@@ -1,11 +1,22 @@
 """`qrhead rank-dataset` and `qrhead encode-dataset`: data sets, on as many machines as there are."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
 from qrhead_rag.cli_errors import one_line_errors
+from qrhead_rag.cli_model import (
+    DeviceOption,
+    DtypeOption,
+    HeadsOption,
+    InstructionOption,
+    LayoutOption,
+    ModelOption,
+    ModeOption,
+    PieceOption,
+    given,
+)
 from qrhead_rag.cli_pool import (
     AddressOption,
     ConcurrencyOption,
@@ -16,7 +27,7 @@ from qrhead_rag.cli_pool import (
     shown,
     summary,
 )
-from qrhead_rag.heads import Mode, parse_heads
+from qrhead_rag.heads import parse_heads
 from qrhead_rag.selection import Order, Selection
 
 if TYPE_CHECKING:
@@ -28,23 +39,10 @@ SourcesArgument: TypeAlias = Annotated[
 OutArgument: TypeAlias = Annotated[
     Path, typer.Argument(metavar="OUT", help="Folder for the results; an interrupted run in it is gone on with.")
 ]
-ModelOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="Hub id or folder; by default the embedded SmolLM2-135M-Instruct.")
-]
-HeadsOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(help='Name of a shipped set, "all", a .json file, or pairs like 17-3,18-6; by default the model\'s.'),
-]
-InstructionOption: TypeAlias = Annotated[str | None, typer.Option(help="Replaces the instruction before the query.")]
-DeviceOption: TypeAlias = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
-DtypeOption: TypeAlias = Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")]
 DeviceMapOption: TypeAlias = Annotated[
     str | None, typer.Option(help="auto spreads a model over the GPUs of its actor (needs accelerate).")
 ]
 TpPlanOption: TypeAlias = Annotated[str | None, typer.Option(help="auto cuts every layer over the GPUs of an actor.")]
-PieceOption: TypeAlias = Annotated[
-    int | None, typer.Option(help="Longer documents are read in pieces of this many tokens (independent, late).")
-]
 BatchOption: TypeAlias = Annotated[
     int | None,
     typer.Option(help="Documents run together up to this many tokens, those of several lists too (independent, late)."),
@@ -59,7 +57,7 @@ def rank_dataset(
     out: OutArgument,
     model: ModelOption = None,
     heads: HeadsOption = None,
-    mode: Annotated[Mode, typer.Option(help="How documents are run through the model.")] = "listwise",
+    mode: ModeOption = "listwise",
     top_n: Annotated[int | None, typer.Option(help="Keep at most this many.")] = None,
     min_share: Annotated[float | None, typer.Option(help="Keep what has this share of the positive scores.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Keep whole documents within this many tokens.")] = None,
@@ -67,9 +65,7 @@ def rank_dataset(
     format: Annotated[
         Literal["jsonl", "parquet"] | None, typer.Option(help="Of the rankings; by default that of the first file.")
     ] = None,
-    layout: Annotated[
-        Literal["given", "reversed"] | None, typer.Option(help="How a list is laid into the prompt (listwise).")
-    ] = None,
+    layout: LayoutOption = None,
     instruction: InstructionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -92,7 +88,7 @@ def rank_dataset(
         pool = pool_of(address, concurrency, gpus, cpus)
         from qrhead_rag.ray_rank import rank_dataset as run
 
-        options = _given(
+        options = given(
             layout=layout,
             instruction=instruction,
             device=device,
@@ -146,7 +142,7 @@ def encode_dataset(
         pool = pool_of(address, concurrency, gpus, cpus)
         from qrhead_rag.ray_encode import encode_dataset as run
 
-        options = _given(
+        options = given(
             instruction=instruction,
             device=device,
             dtype=dtype,
@@ -168,10 +164,6 @@ def encode_dataset(
                 **options,
             )
         _finish(done, "documents", out)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _finish(done: "Progress", noun: str, out: Path) -> None:

@@ -401,3 +401,18 @@ def test_colours_reach_a_terminal(folder):
     with console.capture() as captured:
         console.print(shaded(ExplainedPassage(0, 1.0, Passage(text="a ship"), tokens)))
     assert "48;2;0;114;178" in captured.get()
+
+
+def test_json_holds_text_that_is_no_unicode(folder, tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"text": "half a pair \\ud800 of signs"}\n{"text": "A ship passed."}\n', encoding="utf-8")
+    texts = [entry["text"] for entry in ranked(folder, QUERY, str(path))["documents"]]
+    assert sorted(texts) == ["A ship passed.", "half a pair \ud800 of signs"]
+
+
+def test_how_long_lists_and_documents_are_read(folder, tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(["A ship passed the lighthouse. " * 12] * 6), encoding="utf-8")
+    asked = "rank", QUERY, str(path), "--model", folder, "--heads", "1-0,2-1", "--device", "cpu"
+    assert "in sliding windows of 2, moved by 1" in invoke(*asked, "--window", "2").stderr
+    assert "greater than or equal to 16" in invoke(*asked, "--piece-tokens", "3", "--mode", "late").stderr
