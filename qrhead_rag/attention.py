@@ -7,7 +7,7 @@ float32, for those rows and heads alone. No layer above the last selected head r
 attention.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ from qrhead_rag.tensor_parallel import HeadParts
 
 PREFILL_TOKENS = 2048
 _EAGER_PREFILL_BYTES = 128 * 2**20
+_ROWS_AT_ONCE = 1024
 _NAME = "qrhead"
 
 
@@ -76,13 +77,20 @@ class HeadReader:
         self._row_kernel = self._kernel if self._kernel in ("sdpa", "eager") else sdpa_or_eager
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor, cache: DynamicCache | None = None, chunk: int = PREFILL_TOKENS) -> DynamicCache:
+    def prefill(
+        self,
+        ids: Tensor,
+        cache: DynamicCache | None = None,
+        chunk: int = PREFILL_TOKENS,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> DynamicCache:
         """Run tokens after those already cached and keep their keys and values.
 
         Args:
             ids: token ids. # (batch, tokens)
             cache: keys and values of the tokens before, extended in place; None starts anew.
             chunk: tokens run at a time, so that activation memory does not grow with the list.
+            on_progress: called with the number of tokens of each chunk that has been run.
 
         Returns:
             The cache, for the layers up to the last selected head.
@@ -98,6 +106,8 @@ class HeadReader:
             positions = torch.arange(past, past + part.shape[1], device=device)[None]  # (1, tokens)
             self._run(_Pass(self._kernel, self._last_layer), part.to(device), positions, cache)
             past += part.shape[1]
+            if on_progress:
+                on_progress(part.numel())
         return cache
 
     @torch.no_grad()
@@ -114,8 +124,8 @@ class HeadReader:
     ) -> Tensor:
         """Attention of the selected heads from each part to the cached tokens, averaged over the part's rows.
 
-        All parts run in one pass; a part sees the cached tokens and itself, never another part. The cache is not
-        changed.
+        Parts share passes of so many rows that memory stays bounded; a part sees the cached tokens and itself, never
+        another part. The cache is not changed.
 
         Args:
             cache: keys and values of the prompt up to the parts, batch 1.
@@ -131,6 +141,23 @@ class HeadReader:
         Returns:
             a(t) for each head and part, float32, late tokens after the cached ones. # (heads, parts, tokens)
         """
+        found = [
+            self._read_together(cache, together, key_positions, late_keys or {}, late_positions, hidden, see_all)
+            for together in _passes(parts)
+        ]
+        return torch.cat(found, dim=1)
+
+    def _read_together(
+        self,
+        cache: DynamicCache,
+        parts: Sequence[Rows],
+        key_positions: Tensor | None,
+        late_keys: Mapping[int, Tensor],
+        late_positions: Tensor | None,
+        hidden: int,
+        see_all: bool,
+    ) -> Tensor:
+        """`read` in one pass."""
         device = self.device
         cached = cache.get_seq_length()
         lengths = torch.tensor([len(part.ids) for part in parts])
@@ -151,7 +178,7 @@ class HeadReader:
             averages=(averages / averages.sum(dim=1, keepdim=True)).float().to(device),
             cached=cached,
             tokens=tokens,
-            late_keys=late_keys or {},
+            late_keys=late_keys,
             hidden=hidden,
             parts=self._parts,
             num_heads=self._num_heads,
@@ -210,6 +237,19 @@ class HeadReader:
             )
         finally:
             _PASS.reset(token)
+
+
+def _passes(parts: Sequence[Rows]) -> Iterator[list[Rows]]:
+    """Parts that run together: attention of the rows to each other grows with the square of their number."""
+    together: list[Rows] = []
+    rows = 0
+    for part in parts:
+        if together and rows + len(part.ids) > _ROWS_AT_ONCE:
+            yield together
+            together, rows = [], 0
+        together.append(part)
+        rows += len(part.ids)
+    yield together
 
 
 class _LastHeadReadError(Exception):

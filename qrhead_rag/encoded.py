@@ -59,11 +59,15 @@ class EncodedPassages:
         """Places of the documents that are read only in part."""
         return self._list.truncated
 
-    def encode(self) -> Self:
-        """Run the documents now, so that the first query does not wait for them."""
+    def encode(self, *, show_progress: bool = False) -> Self:
+        """Run the documents now, so that the first query does not wait for them.
+
+        Args:
+            show_progress: show a progress bar, in tokens.
+        """
         with self._encoder.lock:
             if self._has_text():
-                self._list.run()
+                self._list.run(show_progress)
         return self
 
     def extend(self, documents: Iterable[Document]) -> None:
@@ -72,7 +76,9 @@ class EncodedPassages:
         Raises:
             ListTooLongError: the longer list does not fit the model's context; the list stays as it was.
         """
-        self._change([*self._passages, *as_passages(documents)])
+        added = as_passages(documents)
+        with self._encoder.lock:
+            self._change([*self._passages, *added])
 
     def remove(self, document: int | str) -> Passage:
         """Take out the document at a place, or the one with an id, and give it back.
@@ -81,20 +87,10 @@ class EncodedPassages:
             IndexError: no such place.
             KeyError: no document, or more than one, with that id.
         """
-        if isinstance(document, str):
-            places = [place for place, passage in enumerate(self._passages) if passage.id == document]
-            if len(places) != 1:
-                raise KeyError(
-                    f"{len(places)} documents have the id {document!r}; expected one: remove it by its place"
-                )
-            place = places[0]
-        else:
-            place = document
-            if not -len(self) <= place < len(self):
-                raise IndexError(f"no document {place}; expected a place from 0 to {len(self) - 1}")
-        left = list(self._passages)
-        removed = left.pop(place)
-        self._change(left)
+        with self._encoder.lock:
+            left = list(self._passages)
+            removed = left.pop(self._place(document))
+            self._change(left)
         return removed
 
     def save(self, path: str | Path) -> None:
@@ -203,7 +199,7 @@ class EncodedPassages:
         """`rank_many` with its options already validated."""
         with self._encoder.lock:
             found = self.scored([check_query(query) for query in queries])
-            passages, blank = list(self._passages), self._blank().tolist()
+            passages, blank, truncated = list(self._passages), self._blank().tolist(), self.truncated
             counts = None
             if selection.max_tokens is not None:
                 count = token_counter or self._encoder.tokenizer.count
@@ -212,7 +208,7 @@ class EncodedPassages:
         for query, (scores, evidence) in zip(queries, found, strict=True):
             ranking = sorted(rank_order(scores), key=lambda place: blank[place])
             kept = select(scores, selection, counts, ranking) if scores else []
-            ranked = (RankedPassage(place, scores[place], passages[place], place in self.truncated) for place in kept)
+            ranked = (RankedPassage(place, scores[place], passages[place], place in truncated) for place in kept)
             rankings.append(Ranking(query, tuple(ranked), self._encoder.mode, _evidence=tuple(evidence)))
         return rankings
 
@@ -235,12 +231,24 @@ class EncodedPassages:
     def _has_text(self) -> bool:
         return any(passage.content.strip() for passage in self._passages)
 
+    def _place(self, document: int | str) -> int:
+        if isinstance(document, str):
+            places = [place for place, passage in enumerate(self._passages) if passage.id == document]
+            if len(places) != 1:
+                raise KeyError(
+                    f"{len(places)} documents have the id {document!r}; expected one: remove it by its place"
+                )
+            return places[0]
+        if not -len(self) <= document < len(self):
+            raise IndexError(f"no document {document}; expected a place from 0 to {len(self) - 1}")
+        return document
+
     def _change(self, passages: list[Passage], query: str | None = None) -> None:
         with self._encoder.lock:
             known = {passage.content for place, passage in enumerate(self._passages) if place in self.truncated}
             self._list.set_passages(passages, query)
-            self._passages = passages
-        warn_of_truncation(passages, [place for place in self.truncated if passages[place].content not in known])
+            self._passages, truncated = passages, self.truncated
+        warn_of_truncation(passages, [place for place in truncated if passages[place].content not in known])
 
 
 class HasEncoder(Protocol):

@@ -98,8 +98,16 @@ class ByteCache:
         return self._entries[key][0]
 
     def put(self, key: str, entry: Sized) -> None:
-        """Keep an entry, or take note of its new size, and forget the oldest ones that no longer fit."""
+        """Keep an entry, or take note of its new size, and forget the oldest ones that no longer fit.
+
+        An entry that does not fit by itself is not kept, and costs no other its place.
+        """
         nbytes, before = entry.nbytes, self._entries.get(key, (None, 0))[1]
+        if nbytes > self._limit:
+            if before:
+                self.nbytes -= before
+                del self._entries[key]
+            return
         # No call stands between the entries and their sum, so that an interruption finds them in agreement.
         self._entries[key] = entry, nbytes
         self.nbytes += nbytes - before
@@ -198,7 +206,7 @@ class Encoder:
         """Documents cut to `limit` tokens each, label included, and the places of those that had to be."""
         clipped, places = list(contents), set()
         for place, content in enumerate(contents):
-            if len(content) > limit and self.size(content) > limit:  # a token has at least one character
+            if self.size(content) > limit:
                 clipped[place] = self.tokenizer.cut(content, max(1, int(limit) - self.size("") - 2))
                 places.add(place)
         return clipped, places
@@ -270,7 +278,7 @@ class EncodedList(Protocol):
         """Make this the list; what was run for an earlier list serves again where it can."""
         ...
 
-    def run(self) -> None:
+    def run(self, show_progress: bool = False) -> None:
         """Run the documents that have not been run."""
         ...
 

@@ -9,6 +9,7 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from qrhead_rag.attention import Rows
@@ -49,12 +50,12 @@ class ListwiseList:
         truncated = frozenset(shown[place] for place in clipped)
         self._shown, self._contents, self.truncated = shown, contents, truncated  # at once, whatever interrupts
 
-    def run(self) -> None:
+    def run(self, show_progress: bool = False) -> None:
         """Run everything before the query span."""
-        self._run(self._prompt(NULL_QUERY))
+        self._run(self._prompt(NULL_QUERY), show_progress)
 
     def read(self, queries: Sequence[str]) -> list[Reading]:
-        """c(t) of every selected head, for each query; the queries share one pass.
+        """c(t) of every selected head, for each query; the queries share passes.
 
         Raises:
             ListTooLongError: the list does not fit the context together with a query.
@@ -93,7 +94,7 @@ class ListwiseList:
                 "or a shorter list"
             )
 
-    def _run(self, prompt: Prompt) -> DynamicCache:
+    def _run(self, prompt: Prompt, show_progress: bool = False) -> DynamicCache:
         """Keys and values of everything before the query span, run from the first changed token on."""
         ids = prompt.ids[: prompt.query_start]
         cache, cached = self._cache, self._ids
@@ -104,9 +105,9 @@ class ListwiseList:
         if cache is not None:
             crop(cache, common)
         if ids[common:]:
-            cache = self._encoder.reader.prefill(
-                torch.tensor([ids[common:]]), cache, self._encoder.options.prefill_tokens
-            )
+            missing, chunk = torch.tensor([ids[common:]]), self._encoder.options.prefill_tokens
+            with tqdm(total=missing.numel(), desc="encoding", unit="token", disable=not show_progress) as bar:
+                cache = self._encoder.reader.prefill(missing, cache, chunk, bar.update)
         assert cache is not None  # a prompt has at least one token before its query span
         self._cache, self._ids = cache, ids
         return cache

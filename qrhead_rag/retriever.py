@@ -276,13 +276,17 @@ class QRRetriever:
         pairs = tqdm(zip(queries, lists, strict=True), total=len(queries), desc="ranking", disable=not show_progress)
         return [self.rank(query, documents, **options) for query, documents in pairs]
 
-    def encode(self, documents: Iterable[Document]) -> EncodedPassages:
+    def encode(self, documents: Iterable[Document], *, show_progress: bool = False) -> EncodedPassages:
         """Run the documents once, to ask them many queries.
+
+        Args:
+            documents: as in `rank`.
+            show_progress: show a progress bar, in tokens.
 
         Raises:
             ListTooLongError: under `listwise`, the list is longer than the model's context.
         """
-        return EncodedPassages(self._encoder, documents).encode()
+        return EncodedPassages(self._encoder, documents).encode(show_progress=show_progress)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, read as plain text by the model's tokenizer."""

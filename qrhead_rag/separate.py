@@ -11,11 +11,12 @@ rests that finds nothing, says little of the passages (benchmarks/reports/choice
 Long passages are cut into pieces that are encoded like passages; scores of a passage's best pieces are added up.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from qrhead_rag.attention import Rows
@@ -25,8 +26,6 @@ from qrhead_rag.passage import Passage
 from qrhead_rag.passage_pieces import EncodedPassage, EncodedPiece, JoinedPassages, PieceToRun, batches, join
 from qrhead_rag.prompt import CONSTANT_LABEL, NULL_QUERY
 from qrhead_rag.scoring import calibrate, check_finite
-
-_ROWS_AT_ONCE = 1024
 
 
 class SeparateList:
@@ -69,7 +68,7 @@ class SeparateList:
         """Use again, for the list that is set next, what another one of the same encoder has run."""
         self._passages |= other._passages
 
-    def run(self) -> None:
+    def run(self, show_progress: bool = False) -> None:
         """Encode the passages that no list of this retriever has encoded, those of like length together."""
         encoder = self._encoder
         prefix = self._run_prefix()
@@ -91,8 +90,10 @@ class SeparateList:
                 label = len(CONSTANT_LABEL)
                 moved = tuple((a, b) if b <= label else (max(a, label) + start, b + start) for a, b in offsets)
                 jobs.append(PieceToRun(text, number, ids, moved))
+        bar = tqdm(total=sum(len(job.ids) for job in jobs), desc="encoding", unit="token", disable=not show_progress)
         for batch in batches(jobs, encoder.options.batch_tokens):
             keys, values = self._run_batch(prefix, [job.ids for job in batch])
+            bar.update(sum(len(job.ids) for job in batch))
             for row, job in enumerate(batch):
                 ids = job.ids
                 pieces[job.text][job.number] = EncodedPiece(
@@ -100,13 +101,14 @@ class SeparateList:
                     {layer: tensor[row, :, : len(ids)].clone() for layer, tensor in keys.items()},
                     {layer: tensor[row, :, : len(ids)].clone() for layer, tensor in values.items()},
                 )
+        bar.close()
         for text in missing:
             passage = EncodedPassage(tuple(piece for piece in pieces[text] if piece is not None))
             self._passages[text] = passage
             encoder.kept.put(content_key("passage", text), passage)
 
     def read(self, queries: Sequence[str]) -> list[Reading]:
-        """c(t) of every selected head, for each query; queries are packed into few passes.
+        """c(t) of every selected head, for each query; the queries share passes.
 
         Raises:
             ListTooLongError: the longest piece does not fit the context together with a query.
@@ -114,25 +116,20 @@ class SeparateList:
             FloatingPointError: attention that is not finite.
         """
         joined = self._join()
-        position = self._query_position(joined)
-        readings: list[Reading] = []
-        for group in self._groups(queries):
-            if joined.null is None:
-                attention = self._attend([*group, NULL_QUERY], position, joined)  # (heads, queries + 1, tokens)
-                joined.null = attention[:, -1].clone()
-            else:
-                attention = self._attend(group, position, joined)  # (heads, queries, tokens)
-            readings += [
-                Reading(
-                    calibrate(attention[:, number], joined.null),
-                    joined.piece_of,
-                    joined.document_of_piece,
-                    joined.offsets,
-                    dict.fromkeys(self._contents, CONSTANT_LABEL),
-                )
-                for number in range(len(group))
-            ]
-        return readings
+        # The first time, query and null query share a pass.
+        asked = [*queries] if joined.null is not None else [*queries, NULL_QUERY]
+        attention = self._attend(asked, self._query_position(joined), joined)  # (heads, queries, tokens)
+        null = joined.null = attention[:, -1].clone() if joined.null is None else joined.null
+        return [
+            Reading(
+                calibrate(attention[:, number], null),
+                joined.piece_of,
+                joined.document_of_piece,
+                joined.offsets,
+                dict.fromkeys(self._contents, CONSTANT_LABEL),
+            )
+            for number in range(len(queries))
+        ]
 
     def state(self) -> tuple[list[int], dict[str, Tensor]]:
         """What is kept of the list, for a file: the document of each piece, and tensors by name."""
@@ -183,18 +180,6 @@ class SeparateList:
     def _query_position(self, joined: JoinedPassages) -> int:
         """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
         return int(self._run_prefix().get_seq_length() + joined.places.max()) + 1
-
-    def _groups(self, queries: Sequence[str]) -> Iterator[list[str]]:
-        group: list[str] = []
-        rows = 0
-        for query in queries:
-            size = len(self._encoder.tokenizer.question(self._encoder.template, query)[0])
-            if group and rows + size > _ROWS_AT_ONCE:
-                yield group
-                group, rows = [], 0
-            group.append(query)
-            rows += size
-        yield group
 
     def _attend(self, queries: Sequence[str], position: int, joined: JoinedPassages) -> Tensor:
         """a(t) over the documents' tokens. # (heads, queries, tokens)"""
@@ -253,7 +238,7 @@ class SeparateList:
         if limit is None:
             return [(0, len(text))]
         limit = int(min(limit, max(16, self._encoder.room(None) - self._encoder.size(""))))
-        return self._encoder.tokenizer.sentences(text, limit) if len(text) > limit else [(0, len(text))]
+        return self._encoder.tokenizer.sentences(text, limit)
 
     def _run_batch(
         self, prefix: DynamicCache, rows: Sequence[list[int]]

@@ -23,12 +23,17 @@ def rank_in_windows(
     Warns of the windows. Where memory runs out, the list is read in smaller ones, which the warning says too.
 
     Raises:
-        ListTooLongError: the window that was asked for (window=) does not fit the context.
+        ListTooLongError: the query leaves no room for two documents, or the window asked for (window=) does not fit.
     """
     read = [place for place, passage in enumerate(passages) if passage.content.strip()]
     blank = [place for place, passage in enumerate(passages) if not passage.content.strip()]
     with encoder.lock:
         room = encoder.room(query)
+        if room // 2 <= encoder.size("") + 2:
+            raise ListTooLongError(
+                f"the query leaves {room:.0f} of the {encoder.context_length} tokens of the model's context, which is "
+                "no room for two documents to be compared; use a shorter query"
+            )
         # Windows order documents by comparing them, so that every two of them have to fit one prompt.
         contents, clipped = encoder.clip([passages[place].content for place in read], room // 2)
         sizes = [encoder.size(content) for content in contents]

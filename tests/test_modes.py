@@ -2,12 +2,15 @@
 
 import gc
 import random
+import threading
+import time
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import qrhead_rag.attention
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.encoded import EncodedPassages
 from qrhead_rag.encoder import ByteCache
@@ -96,6 +99,27 @@ def test_remove_equals_a_list_without_it(mode):
         encoded.remove("none")
     with pytest.raises(IndexError, match="no document 7"):
         encoded.remove(7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_extend_and_remove_from_many_threads_lose_nothing(mode):
+    encoded = retriever(mode).encode(["The first."])
+    threads = [threading.Thread(target=encoded.extend, args=([f"Ship {number}."],)) for number in range(8)]
+    with encoded._encoder.lock:  # all wait, as for a query that is running
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    assert sorted(passage.text for passage in encoded) == sorted(["The first.", *(f"Ship {n}." for n in range(8))])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_progress_is_shown_only_where_it_is_asked_for(mode, capsys):
+    retriever(mode).encode(DOCUMENTS)
+    assert capsys.readouterr().err == ""
+    retriever(mode).encode(DOCUMENTS, show_progress=True)
+    assert "encoding: 100%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", SEPARATE)
@@ -231,6 +255,26 @@ def test_many_queries_in_one_pass_equal_one_by_one(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_more_queries_than_one_pass_takes(mode, monkeypatch):
+    """Attention of the rows to each other grows with the square of their number."""
+    queries = [f"who counts ship {number}?" for number in range(7)]
+    wanted = [retriever(mode, cache_bytes=0).score(query, DOCUMENTS) for query in queries]
+    asked, passes = retriever(mode), []
+    monkeypatch.setattr(qrhead_rag.attention, "_ROWS_AT_ONCE", 200)
+    run = asked.encoder.reader._run
+    monkeypatch.setattr(
+        asked.encoder.reader, "_run", lambda now, ids, *rest: (passes.append(ids), run(now, ids, *rest))
+    )
+    encoded = asked.encode(DOCUMENTS)
+    passes.clear()
+    found = encoded.rank_many(queries)
+    assert len(passes) > 1
+    assert all(ids.shape[1] <= 200 for ids in passes)
+    for ranking, scores in zip(found, wanted, strict=True):
+        same([ranked.score for ranked in sorted(ranking, key=lambda ranked: ranked.index)], scores)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_explanations_sum_to_the_score_and_point_into_the_callers_text(mode):
     ranking = retriever(mode).rank(QUERY, DOCUMENTS)
     for explained in ranking.explain().passages:
@@ -239,6 +283,26 @@ def test_explanations_sum_to_the_score_and_point_into_the_callers_text(mode):
         for token in explained.tokens:
             whole = {"text": explained.passage.text, "title": explained.passage.title or ""}.get(token.part)
             assert whole is None or whole[token.start : token.end] == token.text
+
+
+@pytest.mark.parametrize("mode", SEPARATE)
+def test_pieces_of_text_with_many_tokens_a_character_are_no_longer_than_others(mode):
+    asked = retriever(mode, piece_tokens=64, changes={"max_position_embeddings": 512})
+    rare = "\U00012000" * 120  # cuneiform: several tokens each
+    assert asked.count_tokens(rare) > 400
+    encoded = asked.encode([rare, "A ship passed."])
+    lengths = [len(piece.offsets) for piece in encoded._list._passages[rare].pieces]
+    assert len(lengths) > 5
+    assert max(lengths) <= 64 + asked.count_tokens("[1] ") + 4
+    encoded.rank(QUERY)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_document_of_many_tokens_a_character_is_cut_like_any_other(mode):
+    asked = retriever(mode, piece_tokens=None, changes={"max_position_embeddings": 512})
+    with pytest.warns(UserWarning, match="only the beginning of document 0"):
+        ranking = asked.rank(QUERY, [Passage(text="\U00012000" * 300, title="Rare")])
+    assert ranking[0].truncated
 
 
 def test_long_documents_are_read_in_pieces_to_their_end():
@@ -370,7 +434,9 @@ def test_the_cache_forgets_the_oldest_and_never_passes_its_bound():
     cache.put("d", Entry(30))
     assert (cache.get("b"), len(cache), cache.nbytes) == (None, 3, 90)
     cache.put("e", Entry(101))
-    assert (len(cache), cache.nbytes) == (0, 0)
+    assert (len(cache), cache.nbytes) == (3, 90), "what cannot be kept takes no other's place"
+    cache.put("d", Entry(101))
+    assert (cache.get("d"), len(cache), cache.nbytes) == (None, 2, 60)
 
 
 def test_queries_leave_no_tensors_behind():

@@ -188,3 +188,11 @@ def test_a_query_longer_than_the_context(mode):
         for ask in (retriever.rank, retriever.score):
             with pytest.raises(ListTooLongError, match=r"the context of the model 120.* a shorter query"):
                 ask("ships " * 200, documents(3))
+
+
+def test_a_query_that_leaves_no_room_for_two_documents_is_said():
+    retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads=HEADS)
+    around = len(retriever.encoder.tokenizer.prompt(retriever.encoder.template, [], "ship " * 20).ids)
+    small = QRRetriever(retriever.model, retriever.tokenizer, heads=HEADS, context_length=around + 14)
+    with pytest.raises(ValueError, match=r"leaves \d+ of the \d+ tokens .* use a shorter query"):
+        small.rank("ship " * 20, ["A ship passed the lighthouse.", "The keeper slept.", "Fog came at noon."])
