@@ -56,7 +56,7 @@ def detect(
         ImportError: the extra `eval` is not installed.
     """
     options = options or DetectionOptions()
-    examples = _Examples(recordings, options)
+    examples = _Examples(recordings, shape, options)
     count = shape.num_layers * shape.num_heads
     layers = torch.arange(count) // shape.num_heads  # (heads,)
     eligible = layers <= (shape.num_layers if options.max_layer is None else options.max_layer)
@@ -108,7 +108,7 @@ def detect(
 class _Examples:
     """The usable recorded examples of all data sets, with their folds and weights."""
 
-    def __init__(self, recordings: Mapping[str, Recording], options: DetectionOptions) -> None:
+    def __init__(self, recordings: Mapping[str, Recording], shape: ModelShape, options: DetectionOptions) -> None:
         usable = {name: recording.usable() for name, recording in recordings.items()}
         if empty := [name for name, recording in usable.items() if not len(recording)]:
             raise ValueError(
@@ -117,11 +117,7 @@ class _Examples:
             )
         self._recordings = list(usable.values())
         self.groups = [group for group, recording in enumerate(self._recordings) for _ in range(len(recording))]
-        if len(self.groups) < options.folds:
-            raise ValueError(
-                f"{len(self.groups)} examples with relevant and other documents; expected at least {options.folds}, "
-                "one for each fold of the cross-validation"
-            )
+        options.check_possible(len(self.groups), shape)
         self.folds = assign_folds(self.groups, options.folds, options.seed)
         self.num_folds = options.folds
         self.weights = group_weights(self.groups)  # (examples,)
@@ -166,8 +162,6 @@ class _Chooser:
         self._examples = examples
         self._values = values
         self._eligible = eligible
-        if not bool(eligible.any()):
-            raise ValueError("no heads in the layers that max_layer allows")
 
     def _ranked(self, criterion: Criterion, fold: int, eligible: Tensor) -> list[int]:
         return best_heads(self._values[criterion], self._examples.training(fold), eligible)
@@ -176,8 +170,6 @@ class _Chooser:
         """Curves against the number of heads; quality on each example of the number chosen, and of the controls."""
         examples, available = self._examples, int(self._eligible.sum())
         asked = () if options.num_heads == "auto" else (options.num_heads,)
-        if asked and not 1 <= asked[0] <= available:
-            raise ValueError(f"num_heads={asked[0]}: expected 1 to {available}, which is what max_layer allows")
         sizes = sorted({size for size in (*SIZES, *asked) if size <= available})
         every = list(range(len(self._eligible)))
         allowed = [head for head in every if self._eligible[head]]

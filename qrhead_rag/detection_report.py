@@ -3,10 +3,10 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qrhead_rag.criteria import TEMPERATURE, Criterion
-from qrhead_rag.heads import Head, HeadSet, Mode
+from qrhead_rag.heads import Head, HeadSet, Mode, ModelShape
 from qrhead_rag.stability import Stability
 
 
@@ -32,6 +32,29 @@ class DetectionOptions(BaseModel):
     folds: Annotated[int, Field(ge=2)] = 5
     random_sets: Annotated[int, Field(ge=1)] = 20
     seed: int = 0
+
+    @field_validator("num_heads", mode="after")
+    @classmethod
+    def _check_num_heads(cls, num_heads: int | str) -> int | str:
+        if isinstance(num_heads, int) and num_heads < 1:
+            raise ValueError(f"num_heads={num_heads} chooses none; expected 1 or more, or 'auto'")
+        return num_heads
+
+    def check_possible(self, num_examples: int, shape: ModelShape) -> None:
+        """Refuse what no recording of so many usable examples, on a model of this shape, can answer.
+
+        Raises:
+            ValueError: fewer examples than folds, or more heads than there are in the layers allowed.
+        """
+        if num_examples < self.folds:
+            raise ValueError(
+                f"{num_examples} examples with relevant and other documents; expected at least {self.folds}, "
+                "one for each fold of the cross-validation"
+            )
+        layers = shape.num_layers if self.max_layer is None else min(self.max_layer + 1, shape.num_layers)
+        available = layers * shape.num_heads
+        if self.num_heads != "auto" and self.num_heads > available:
+            raise ValueError(f"num_heads={self.num_heads}: expected 1 to {available}, which is what max_layer allows")
 
 
 class Quality(BaseModel):

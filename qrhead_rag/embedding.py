@@ -43,7 +43,8 @@ class EmbeddingModel:
         self._document_prompt = str(prompts.get("document", prompts.get("passage", "")))
         with quiet():
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            self._model: Any = AutoModel.from_pretrained(folder, trust_remote_code=False).to(device).eval()
+            found = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+            self._model: Any = found.to(device).eval()
         limits = [_read(folder / "sentence_bert_config.json").get("max_seq_length"), self._tokenizer.model_max_length]
         limits.append(getattr(self._model.config, "max_position_embeddings", None))
         self._max_length = min(limit for limit in limits if limit)

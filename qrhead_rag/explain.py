@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from qrhead_rag.cards import Card, Stretch, cards_html, page_html
+from qrhead_rag.files import replaced
 from qrhead_rag.passage import Passage
 
 Part: TypeAlias = Literal["label", "title", "text"]
@@ -80,8 +81,14 @@ class ExplainedPassage:
         """
         tokens = [token for token in self.tokens if token.part == part]
         whole = {"title": self.passage.title or "", "text": self.passage.text}.get(part)
-        if whole is None:
-            return tuple(Stretch(token.text, token.contribution) for token in tokens)
+        if whole is None:  # every piece of a long document has the label before it
+            of_label: dict[tuple[int, int], list[TokenContribution]] = {}
+            for token in tokens:
+                of_label.setdefault((token.start, token.end), []).append(token)
+            return tuple(
+                Stretch(same[0].text, sum(token.contribution for token in same), len(same))
+                for same in of_label.values()
+            )
         found: list[Stretch] = []
         reached = 0
         for token in tokens:
@@ -131,7 +138,8 @@ class Explanation:
         Raises:
             OSError: the file cannot be written.
         """
-        Path(path).write_text(self.to_html(), encoding="utf-8")
+        with replaced(path) as file:
+            file.write_text(self.to_html(), encoding="utf-8")
 
     def _cards(self) -> list[Card]:
         return [

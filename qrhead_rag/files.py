@@ -3,6 +3,7 @@
 Nothing here or anywhere else in the package is pickled: what is kept is JSON or safetensors.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -24,6 +25,8 @@ def replaced(path: str | Path) -> Iterator[Path]:
         OSError: the folder is missing or cannot be written.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", str(path.parent))
     unfinished = path.with_name(f".qrhead-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         unfinished.touch(exist_ok=False)

@@ -28,8 +28,8 @@ from qrhead_rag.quiet import quiet
 from qrhead_rag.tensor_parallel import tensor_parallel
 
 _locks: "WeakKeyDictionary[PreTrainedModel, threading.RLock]" = WeakKeyDictionary()
-_whole_shapes: "WeakKeyDictionary[PreTrainedModel, ModelShape]" = WeakKeyDictionary()  # of models that are cut
 _guard = threading.Lock()
+_WHOLE_SHAPE = "_qrhead_whole_shape"  # on a model that is cut, and on its copies
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,13 @@ def share_model(
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected the model's transformers tokenizer")
     name = name or model.name_or_path or type(model).__name__
     in_memory = shape_of(config)
-    shape = _whole_shapes.get(model, in_memory)
+    shape = getattr(model, _WHOLE_SHAPE, in_memory)
     chosen = choose_heads(heads, name, shape, mode)
     if chosen.max_layer >= in_memory.num_layers:
         raise ValueError(
-            f"{name} was loaded without the layers above {in_memory.num_layers - 1}, but head set {chosen.name!r} reaches "
-            f"layer {chosen.max_layer}; load the model for these heads (QRRetriever.from_pretrained) or choose others"
+            f"{name} was loaded without the layers above {in_memory.num_layers - 1}, but head set {chosen.name!r} "
+            f"reaches layer {chosen.max_layer}; load the model for these heads (QRRetriever.from_pretrained) or "
+            "choose others"
         )
     return LoadedModel(model, tokenizer, name, shape, chosen)
 
@@ -161,7 +162,8 @@ def load_model(
     if target is not None:
         model.to(target)
     # A retriever that shares the model knows it as a whole, by its name, which for the embedded one is no folder's.
-    _whole_shapes[model], model.name_or_path = shape, name
+    setattr(model, _WHOLE_SHAPE, shape)
+    model.name_or_path = name
     return LoadedModel(model.eval(), tokenizer, name, shape, chosen)
 
 

@@ -23,7 +23,7 @@ from qrhead_rag.model_view import find_decoder
 from qrhead_rag.retriever import QRRetriever
 from qrhead_rag.storage import read_tensors
 
-_SEPARATE_READING = 2
+_SEPARATE_READING = 3
 """Raised when `independent` and `late` come to read attention otherwise, so that what was recorded before is not used.
 
 1 let the heads see the prompt's opening, 2 hides it from them.
@@ -42,6 +42,11 @@ class RecordedExample(NamedTuple):
     scores: Tensor
 
 
+def tells_heads_apart(example: LabelledExample) -> bool:
+    """Whether an example has relevant and other documents: without both, every head ranks it alike."""
+    return 0 < len(example.relevant) < len(example.documents)
+
+
 class Recording:
     """Recorded examples, read from their files one at a time, as often as one iterates.
 
@@ -58,11 +63,11 @@ class Recording:
         return len(self.examples)
 
     def usable(self) -> "Recording":
-        """The examples that can tell heads apart: those with relevant and with other documents."""
+        """The examples that tell heads apart."""
         kept = [
             (example, file)
             for example, file in zip(self.examples, self.files, strict=True)
-            if 0 < len(example.relevant) < len(example.documents)
+            if tells_heads_apart(example)
         ]
         return Recording([example for example, _ in kept], [file for _, file in kept])
 
@@ -119,6 +124,7 @@ def settings_digest(retriever: QRRetriever) -> str:
     """
     digest = hashlib.sha256()
     settings: list[object] = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
+    settings.append(retriever.encoder.context_length)
     if retriever.mode != "listwise":
         settings += [retriever.options.piece_tokens, retriever.options.key_dtype, _SEPARATE_READING]
     digest.update(json.dumps(settings).encode())

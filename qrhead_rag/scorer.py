@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from qrhead_rag.encoder import Layout
-from qrhead_rag.heads import Head, HeadSet, Mode
+from qrhead_rag.heads import Head, HeadSet, Mode, shipped_head_sets
 from qrhead_rag.prompt import INSTRUCTION
 from qrhead_rag.retriever import QRRetriever
 
@@ -128,7 +128,8 @@ def _key(options: dict[str, Any]) -> str:
 
 def _description(scorer: QRRetriever) -> dict[str, Any]:
     """The options that load an equal scorer, on whatever device there is then."""
-    unnamed = scorer.model_name == type(scorer.model).__name__
+    shipped = {heads.model for heads in shipped_head_sets()}
+    unnamed = not scorer.model.name_or_path and scorer.model_name not in shipped
     reading = scorer.options.model_dump(exclude_defaults=True, exclude={"layout", "instruction"})
     return {
         "model": f"{_IN_MEMORY}{scorer.model_name}" if unnamed else scorer.model_name,

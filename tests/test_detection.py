@@ -373,3 +373,20 @@ def test_pictures_show_the_numbers_of_the_report(recording, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     with pytest.raises(ValueError, match="no values of 'copying'"):
         head_map(detection, "copying")
+
+
+def test_what_no_recording_could_answer_is_refused_before_it():
+    with pytest.raises(ValueError, match=r"num_heads=0 chooses none; expected 1 or more, or 'auto'"):
+        DetectionOptions(num_heads=0)
+    with pytest.raises(ValueError, match="num_heads=9: expected 1 to 8, which is what max_layer allows"):
+        DetectionOptions(num_heads=9, max_layer=1).check_possible(20, SHAPE)
+    with pytest.raises(ValueError, match="4 examples with relevant and other documents; expected at least 5"):
+        DetectionOptions().check_possible(4, SHAPE)
+
+
+def test_scores_under_another_context_length_are_recorded_anew():
+    digests = {
+        settings_digest(QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(0, 0)], context_length=length))
+        for length in (None, 200, 300)
+    }
+    assert len(digests) == 3

@@ -342,3 +342,9 @@ def test_baselines_on_hotpotqa_are_where_they_were_measured():
     bm25, chance = (summary.metrics["nDCG@10"].mean for summary in found.summaries())
     assert bm25 == pytest.approx(0.857, abs=0.01)
     assert chance == pytest.approx(0.53, abs=0.06)
+
+
+def test_ids_that_are_no_unicode_are_written(tmp_path):
+    odd = example("ab", [0], id="odd \ud800")
+    evaluate([odd], {"given": lambda query, texts: by_score([2, 1], 2)}, metrics=["RR"]).write_jsonl(tmp_path / "q")
+    assert json.loads((tmp_path / "q").read_text())["id"] == odd.id

@@ -93,6 +93,10 @@ def test_pieces_are_explained_where_they_stand(model, mode):
     assert covered(explained, "text") == set(range(len(long.text)))
     text_tokens = [token for token in explained.tokens if token.part == "text"]
     assert all(long.text[token.start : token.end] == token.text for token in text_tokens)
+    label = explained.stretches("label")
+    assert "".join(stretch.text for stretch in label).strip() == "[1]", "once, however many pieces there are"
+    of_label = sum(token.contribution for token in explained.tokens if token.part == "label")
+    assert sum(stretch.contribution for stretch in label) == pytest.approx(of_label, abs=1e-6)
     # Only the best three pieces count.
     counting = [token.contribution != 0 for token in explained.tokens]
     assert 0 < sum(counting) < len(counting) / 2

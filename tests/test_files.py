@@ -173,7 +173,7 @@ def test_head_sets_behind_links_and_in_folders(tmp_path):
     for path in ("loop.json", "dangling.json", ".", "no/such.json"):
         with pytest.raises(OSError, match=r"Errno|Too many|No such|Is a directory"):
             HeadSet.load(tmp_path / path)
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(OSError, match="no such folder"):
         SET.save(tmp_path / "no" / "such.json")
 
 
@@ -194,6 +194,11 @@ def powerless_file(tmp_path, request):
     path.chmod(0)
     request.getfixturevalue("powerless")
     return path
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such folder; make it first: '.*missing'"):
+        SET.save(tmp_path / "missing" / "heads.json")
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path):

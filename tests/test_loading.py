@@ -1,5 +1,6 @@
 """Loading: layers cut to what the heads need, a converted copy that heals itself, and errors that say what to do."""
 
+import copy
 import importlib.metadata
 import json
 import logging
@@ -74,6 +75,8 @@ def test_a_model_that_was_cut_can_be_shared(folder):
     assert (shared.model_name, shared.shape) == (str(folder), ("llama", 4, 4))
     alone = QRRetriever.from_pretrained(folder, heads=HEADS, device="cpu")
     assert shared.score(QUERY, DOCUMENTS) == alone.score(QUERY, DOCUMENTS)
+    copied = QRRetriever(copy.deepcopy(late.model), late.tokenizer, heads=found)
+    assert copied.score(QUERY, DOCUMENTS) == pytest.approx(alone.score(QUERY, DOCUMENTS), abs=1e-6)
     for deep in ([(2, 0)], "all"):
         with pytest.raises(ValueError, match=r"without the layers above 1, but head set .* reaches layer [23]; load"):
             QRRetriever(late.model, late.tokenizer, heads=deep)

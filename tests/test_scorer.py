@@ -172,3 +172,11 @@ def test_unknown_options_are_refused_by_name():
 def test_a_history_is_read_late_unless_its_scorer_says_otherwise(tiny):
     assert HistoryScorerOptions().mode == "late"
     assert HistoryScorerOptions(scorer=tiny).mode == "listwise"
+
+
+def test_a_name_given_to_a_model_in_memory_does_not_make_it_loadable():
+    retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads=HEADS, model_name="my fine-tune")
+    component = ScorerOptions(scorer=retriever)
+    assert component.model == "in-memory:my fine-tune"
+    with pytest.raises(ValueError, match=r"lived in memory only, .*; pass scorer="):
+        pickle.loads(pickle.dumps(component))

@@ -81,8 +81,10 @@ def check_budget(max_tokens: int, keep_last: int) -> None:
         ValueError: less than 1.
     """
     for name, value in {"max_tokens": max_tokens, "keep_last": keep_last}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} keeps nothing; expected a whole number from 1")
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ValueError(f"{name}={value!r} is not a whole number; expected 1 or more")
+        if value < 1:
+            raise ValueError(f"{name}={value} keeps nothing; expected 1 or more")
 
 
 def count_with(token_counter: TokenCounter) -> Callable[[BaseMessage], int]:
