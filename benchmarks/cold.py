@@ -7,7 +7,7 @@
 
 Times are medians of interleaved runs. Model: the embedded one with its four heads, float32; texts: the handbook.
 
-    python benchmarks/cold.py
+    python -m benchmarks.cold
 """
 
 import argparse
@@ -25,13 +25,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from benchmarks.warm import HEADS
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.key_value_cache import crop
 from qrhead_rag.model_view import cache_argument
 from qrhead_rag.prompt import NULL_QUERY, Prompt
 from qrhead_rag.scoring import calibrate, document_of_tokens, document_scores, masked
 
-HEADS = [(17, 3), (17, 4), (18, 6), (18, 7)]
 QUERY = "Where do I sleep when the crossing is called off, and who pays for it?"
 
 

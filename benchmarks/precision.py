@@ -4,7 +4,7 @@ Queries and keys of the selected heads are raised to float32 before their produc
 and hidden states are not. Model: the embedded one with its four heads; documents shuffled with a fixed seed. A tau
 of 1 is the same order, and of ten documents each swap of two neighbours costs 0.044.
 
-    python benchmarks/precision.py hotpotqa.json --lists 40
+    python -m benchmarks.precision hotpotqa.json --lists 40
 
 DATA is labelled data in any format that `qrhead detect` reads.
 """
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import torch
 from scipy.stats import kendalltau
 
+from benchmarks.warm import HEADS
 from qrhead_rag import LabelledExample, QRRetriever
 from qrhead_rag.datasets import load_examples, ordered, sampled
 
-HEADS = [(17, 3), (17, 4), (18, 6), (18, 7)]
 MODES = ("listwise", "independent", "late")
 DTYPES = ("float16", "bfloat16")
 

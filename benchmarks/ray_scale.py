@@ -1,7 +1,7 @@
 """Two actors on Ray against one process, and whether a long run stays in flat memory.
 
-    python benchmarks/ray_scale.py [--lists 200]
-    python benchmarks/ray_scale.py --stream [--lists 100000]
+    python -m benchmarks.ray_scale [--lists 200]
+    python -m benchmarks.ray_scale --stream [--lists 100000]
 
 The first ranks the same lists with the embedded model one after the other in this process, then on two actors, each
 model on one thread, and prints both sides and their ratio. What comes before the first list (starting Python, loading
@@ -23,11 +23,11 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.warm import HEADS
 from qrhead_rag import QRRetriever
 from qrhead_rag.ray_pool import Pool
 from qrhead_rag.ray_rank import rank_dataset
 
-HEADS = [(17, 3), (17, 4), (18, 6), (18, 7)]
 POOL = Pool(concurrency=(2, 2), cpus=1)
 
 

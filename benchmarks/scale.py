@@ -1,6 +1,6 @@
 """How encoding grows with the list, and what each mode keeps per token beside the formula.
 
-    python benchmarks/scale.py [--runs 3]
+    python -m benchmarks.scale [--runs 3]
 
 Linear growth is 1.00: seconds per passage of a list over those of the shortest one, medians of runs taken in turn.
 """
@@ -34,8 +34,13 @@ def main() -> None:
             base.model, base.tokenizer, model_name=base.model_name, heads=HEADS, mode=mode, cache_bytes=0
         )
         encoded = asked.encode(passages(25))
+        encoded.rank("What is asked is kept too.")
         tokens = sum(asked.count_tokens(f"[1] {passage}") for passage in passages(25))
-        print(f"{mode}: {encoded.nbytes / tokens:.0f} bytes a token; {formula} = {expected}")
+        opening = formulas["listwise"][1] * len(asked.encoder.tokenizer.opening(asked.encoder.template))
+        print(
+            f"{mode}: {(encoded.nbytes - opening) / tokens:.0f} bytes a token; {formula} = {expected}; the prompt's "
+            f"opening takes {opening} a list"
+        )
         if mode == "listwise":
             continue
         seconds: dict[int, list[float]] = {number: [] for number in SIZES}

@@ -1,6 +1,6 @@
 """What encoding once saves: every mode, asked again, against `listwise` cold; and `late` against a small cross-encoder.
 
-    python benchmarks/warm.py [--passages 80] [--runs 5]
+    python -m benchmarks.warm [--passages 80] [--runs 5]
 
 Each line is a ratio of two medians from this run, the two sides timed in turn. The cross-encoder is as large as the
 small ones people use (6 layers, 384 wide) and random weights: its time does not depend on what it has learned.
