@@ -23,7 +23,7 @@ from qrhead_rag.cli_data import (
 from qrhead_rag.cli_errors import one_line_errors
 from qrhead_rag.cli_model import DeviceOption, DtypeOption, InstructionOption, ModelOption, ModeOption
 from qrhead_rag.cli_pool import AddressOption, ConcurrencyOption, CpusOption, GpusOption, pool_of, resumable
-from qrhead_rag.files import replaced
+from qrhead_rag.files import write_text
 from qrhead_rag.heads import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
@@ -201,8 +201,7 @@ def _write_report(detection: "Detection", folder: Path | None) -> None:
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with replaced(folder / "detection.json") as file:
-        file.write_text(detection.to_json() + "\n", encoding="utf-8")
+    write_text(folder / "detection.json", detection.to_json() + "\n")
     try:
         from qrhead_rag.plot import save_plots
 

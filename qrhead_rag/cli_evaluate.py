@@ -25,7 +25,7 @@ from qrhead_rag.cli_data import (
 )
 from qrhead_rag.cli_errors import one_line_errors
 from qrhead_rag.cli_model import DeviceOption, DtypeOption, InstructionOption, ModelOption
-from qrhead_rag.files import replaced
+from qrhead_rag.files import write_text
 from qrhead_rag.heads import EMBEDDED_MODEL, Mode, parse_heads
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def evaluate(
                 )
             report["answering"] = {"top_k": top_k, **_show_answers(answers, len(found), console)}
         if out:
-            with replaced(out) as file:
-                file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_text(out, json.dumps(report, indent=1) + "\n")
 
 
 class _Models:

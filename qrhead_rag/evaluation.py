@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qrhead_rag.datasets import Order, order_of
 from qrhead_rag.examples import LabelledExample
-from qrhead_rag.files import replaced
+from qrhead_rag.files import write_json_lines
 from qrhead_rag.methods import Method
 from qrhead_rag.metrics import (
     DEFAULT_METRICS,
@@ -129,9 +129,7 @@ class Evaluation(BaseModel):
 
     def write_jsonl(self, path: str | Path) -> None:
         """One line for each query and method."""
-        with replaced(path) as file:  # escaped by json: pydantic refuses lone surrogates
-            lines = (json.dumps(result.model_dump()) for result in self.results)
-            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_json_lines(path, (result.model_dump() for result in self.results))
 
     def to_json(self) -> str:
         """Settings and summaries; the single queries are in `write_jsonl`."""

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from qrhead_rag.cards import Card, Stretch, cards_html, page_html
-from qrhead_rag.files import replaced
+from qrhead_rag.files import write_text
 from qrhead_rag.passage import Passage
 
 Part: TypeAlias = Literal["label", "title", "text"]
@@ -138,8 +138,7 @@ class Explanation:
         Raises:
             OSError: the file cannot be written.
         """
-        with replaced(path) as file:
-            file.write_text(self.to_html(), encoding="utf-8")
+        write_text(path, self.to_html())
 
     def _cards(self) -> list[Card]:
         return [

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,20 @@ def replaced(path: str | Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replaced(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def write_json_lines(path: str | Path, records: Iterable[Any]) -> None:
+    """Write records as JSON, a line each, whole or not at all.
+
+    Lone surrogates, which real data has now and then and pydantic refuses to write, are escaped.
+    """
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def parse_json(text: str) -> Any:

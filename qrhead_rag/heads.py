@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from qrhead_rag.files import parse_json, replaced
+from qrhead_rag.files import parse_json, write_text
 
 Head: TypeAlias = tuple[int, int]
 Mode: TypeAlias = Literal["listwise", "independent", "late"]
@@ -108,8 +108,7 @@ class HeadSet(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the set as JSON, whole or not at all; `load` gives an equal one back."""
-        with replaced(path) as file:
-            file.write_text(self.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+        write_text(path, self.model_dump_json(indent=1, exclude_none=True) + "\n")
 
     def check_belongs_to(self, model: str, shape: ModelShape) -> None:
         """Refuse the set of another model; warn where only the name differs (a fine-tune, a mirror, a local folder).

@@ -4,7 +4,6 @@ shares its format), MuSiQue, retriever output as DPR writes it (Natural Question
 Each format is a pydantic model of its record; fields that are not used are not asked for.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from qrhead_rag.examples import Found, LabelledExample, json_records, parse_records
-from qrhead_rag.files import replaced
+from qrhead_rag.files import write_json_lines
 from qrhead_rag.first_stage import BM25
 from qrhead_rag.passage import Passage
 
@@ -235,9 +234,7 @@ def read_jsonl(path: Path) -> Found:
 
 def write_jsonl(examples: Sequence[LabelledExample], path: Path) -> None:
     """Write examples as plain JSONL, which `read_jsonl` reads back equal: candidate lists made once, used again."""
-    # escaped by json, not by pydantic, which refuses the lone surrogates that real data has now and then
-    with replaced(path) as file:
-        file.write_text("".join(json.dumps(example.model_dump()) + "\n" for example in examples), encoding="utf-8")
+    write_json_lines(path, (example.model_dump() for example in examples))
 
 
 def _places(ids: Sequence[str], named: Sequence[str], field: str, what: str) -> tuple[int, ...]:

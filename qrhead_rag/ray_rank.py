@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qrhead_rag.examples import RawRecord
-from qrhead_rag.files import replaced
+from qrhead_rag.files import replaced, write_json_lines
 from qrhead_rag.first_stage import require_extra
 from qrhead_rag.heads import HeadChoice, HeadSet, Mode
 from qrhead_rag.list_records import ranking_row
@@ -110,8 +110,7 @@ class _Rankings:
         if path.suffix == ".parquet":
             _write_parquet(path, self._rows)
             return
-        with replaced(path) as whole:
-            whole.write_text("".join(json.dumps(row) + "\n" for row in self._rows), encoding="utf-8")
+        write_json_lines(path, self._rows)
 
 
 def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

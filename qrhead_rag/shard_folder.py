@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qrhead_rag.files import parse_json, replaced
+from qrhead_rag.files import parse_json, write_json_lines, write_text
 
 _FATAL = 2  # workers that a record may take with it before it is given up
 
@@ -66,8 +66,7 @@ class ShardFolder:
         begun = self.settings()
         if begun is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replaced(self.folder / "_run.json") as file:
-                file.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+            write_text(self.folder / "_run.json", json.dumps(wanted, indent=1) + "\n")
             begun = wanted
         for name, value in wanted.items():
             if value != begun.get(name):
@@ -89,8 +88,7 @@ class ShardFolder:
         """Write the records of a shard that could not be used; no file where there are none."""
         file = self.errors(number)
         if errors:
-            with replaced(file) as whole:
-                whole.write_text("".join(json.dumps(error) + "\n" for error in errors), encoding="utf-8")
+            write_json_lines(file, errors)
         else:
             file.unlink(missing_ok=True)
 
@@ -113,8 +111,7 @@ class Attempts:
 
     def enter(self, start: int, end: int) -> None:
         """Note that records `start` to `end` (exclusive) come next."""
-        with replaced(self._file) as whole:
-            whole.write_text(json.dumps({"at": f"{start}-{end}", "deaths": self._deaths}), encoding="utf-8")
+        write_text(self._file, json.dumps({"at": f"{start}-{end}", "deaths": self._deaths}))
 
     def suspect(self, start: int, end: int) -> bool:
         """Whether a worker died within this stretch."""
