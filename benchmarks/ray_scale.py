@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from importlib import resources
+from itertools import islice
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read when torch is imported
@@ -23,8 +23,9 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.warm import HEADS
+from benchmarks.warm import HEADS, stretches
 from qrhead_rag import QRRetriever
+from qrhead_rag.files import write_json_lines
 from qrhead_rag.ray_pool import Pool
 from qrhead_rag.ray_rank import rank_dataset
 
@@ -33,15 +34,16 @@ POOL = Pool(concurrency=(2, 2), cpus=1)
 
 def write_lists(file: Path, number: int, documents: int, words: int) -> list[dict]:
     """Lists of stretches of the handbook, no two alike."""
-    handbook = resources.files("qrhead_rag").joinpath("data/handbook.jsonl").read_text(encoding="utf-8")
-    all_words = [word for line in handbook.splitlines() for word in json.loads(line)["text"].split()] * 2
-    half = len(all_words) // 2
-    lists = []
-    for at in range(number):
-        starts = [(37 * (at * documents + place)) % half for place in range(documents)]
-        texts = [f"{at}: {' '.join(all_words[start : start + words])}" for start in starts]
-        lists.append({"id": at, "query": f"Who keeps the key of store {at}?", "documents": texts})
-    file.write_text("".join(json.dumps(one) + "\n" for one in lists), encoding="utf-8")
+    found = stretches(words)
+    lists = [
+        {
+            "id": at,
+            "query": f"Who keeps the key of store {at}?",
+            "documents": [f"{at}: {text}" for text in islice(found, documents)],
+        }
+        for at in range(number)
+    ]
+    write_json_lines(file, lists)
     return lists
 
 

@@ -11,7 +11,9 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Iterator
 from importlib import resources
+from itertools import count, islice
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -23,12 +25,19 @@ HEADS = [(17, 3), (17, 4), (18, 6), (18, 7)]
 
 def passages(number: int, words: int = 58) -> list[str]:
     """About 80 tokens each: stretches of the handbook, no two the same."""
-    text = resources.files("qrhead_rag").joinpath("data/handbook.jsonl").read_text(encoding="utf-8")
-    all_words = [word for line in text.splitlines() for word in json.loads(line)["text"].split()]
-    starts = (37 * place % len(all_words) for place in range(number))
-    found = [" ".join((all_words * 2)[start : start + words]) for start in starts]
+    found = list(islice(stretches(words), number))
     assert len(set(found)) == number
     return found
+
+
+def stretches(words: int) -> Iterator[str]:
+    """So many words of the handbook from ever other places, without end."""
+    text = resources.files("qrhead_rag").joinpath("data/handbook.jsonl").read_text(encoding="utf-8")
+    all_words = [word for line in text.splitlines() for word in json.loads(line)["text"].split()]
+    twice = all_words * 2
+    for place in count():
+        start = 37 * place % len(all_words)
+        yield " ".join(twice[start : start + words])
 
 
 def median(seconds: list[float]) -> float:

@@ -196,11 +196,18 @@ class Encoder:
         """Tokens that a document takes in the prompt, its label and separator included; an upper bound."""
         return self.tokenizer.count(f"[1000] {content}") + self.tokenizer.count(self.template.separator)
 
-    def fits(self, contents: Sequence[str], query: str, room: float) -> bool:
-        """Whether documents and query fit one listwise prompt; `size` saves most lists from being laid out."""
-        if sum(map(self.size, contents)) <= room or self.context_length is None:
-            return True
-        return len(self.tokenizer.prompt(self.template, contents, query).ids) <= self.context_length
+    def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
+        """Whether several documents and the query do not fit one listwise prompt.
+
+        Raises:
+            ListTooLongError: the query leaves no room for any document.
+        """
+        room = self.room(query)
+        contents = [passage.content for passage in passages if passage.content.strip()]
+        # `size` saves most lists from being laid out.
+        if self.context_length is None or len(contents) < 2 or sum(map(self.size, contents)) <= room:
+            return False
+        return len(self.tokenizer.prompt(self.template, contents, query).ids) > self.context_length
 
     def clip(self, contents: Sequence[str], limit: float) -> tuple[list[str], set[int]]:
         """Documents cut to `limit` tokens each, label included, and the places of those that had to be."""

@@ -26,7 +26,7 @@ from qrhead_rag.storage import read_tensors
 _SEPARATE_READING = 3
 """Raised when `independent` and `late` come to read attention otherwise, so that what was recorded before is not used.
 
-1 let the heads see the prompt's opening, 2 hides it from them.
+1 let the heads see the prompt's opening, 2 hid it from them, 3 counts tokens, not characters, where it cuts pieces.
 """
 
 
@@ -148,12 +148,8 @@ def _check_lengths(retriever: QRRetriever, examples: Sequence[LabelledExample]) 
     encoder = retriever.encoder
     if encoder.mode != "listwise":
         return
-    too_long = []
     with encoder.lock:
-        for example in examples:
-            contents = [document.content for document in example.documents if document.content.strip()]
-            if len(contents) > 1 and not encoder.fits(contents, example.query, encoder.room(example.query)):
-                too_long.append(example.id)
+        too_long = [one.id for one in examples if encoder.needs_windows(one.documents, one.query)]
     if too_long:
         raise ListTooLongError(
             f"{len(too_long)} of {len(examples)} lists are longer than the model's context of {encoder.context_length} "

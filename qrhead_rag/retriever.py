@@ -231,10 +231,8 @@ class QRRetriever:
         selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
         if self.mode == "listwise":
             with self._encoder.lock:
-                room = self._encoder.room(query)
-                contents = [passage.content for passage in passages if passage.content.strip()]
-                too_long = len(contents) > 1 and not self._encoder.fits(contents, query, room)
-            if too_long:
+                needs_windows = self._encoder.needs_windows(passages, query)
+            if needs_windows:
                 return rank_in_windows(self._encoder, query, passages, selection, token_counter or self.count_tokens)
         with self._encoder.lock, self._kept_list(query, passages) as encoded:
             return encoded.rank_selected([query], selection, token_counter)[0]

@@ -81,7 +81,7 @@ class SeparateList:
             else:
                 self._passages[text] = found
         pieces: dict[str, list[EncodedPiece | None]] = {}
-        jobs = []
+        to_run = []
         for text in missing:
             ranges = self._piece_ranges(text)
             pieces[text] = [None] * len(ranges)
@@ -89,21 +89,21 @@ class SeparateList:
                 ids, offsets = encoder.tokenizer.passage(text[start:end])
                 label = len(CONSTANT_LABEL)
                 moved = tuple((a, b) if b <= label else (max(a, label) + start, b + start) for a, b in offsets)
-                jobs.append(PieceToRun(text, number, ids, moved))
-        bar = tqdm(total=sum(len(job.ids) for job in jobs), desc="encoding", unit="token", disable=not show_progress)
-        for batch in batches(jobs, encoder.options.batch_tokens):
-            keys, values = self._run_batch(prefix, [job.ids for job in batch])
-            bar.update(sum(len(job.ids) for job in batch))
-            for row, job in enumerate(batch):
-                ids = job.ids
-                pieces[job.text][job.number] = EncodedPiece(
-                    job.offsets,
-                    {layer: tensor[row, :, : len(ids)].clone() for layer, tensor in keys.items()},
-                    {layer: tensor[row, :, : len(ids)].clone() for layer, tensor in values.items()},
-                )
-        bar.close()
+                to_run.append(PieceToRun(text, number, ids, moved))
+        total = sum(len(piece.ids) for piece in to_run)
+        with tqdm(total=total, desc="encoding", unit="token", disable=not show_progress) as bar:
+            for batch in batches(to_run, encoder.options.batch_tokens):
+                keys, values = self._run_batch(prefix, [piece.ids for piece in batch])
+                for row, piece in enumerate(batch):
+                    length = len(piece.ids)
+                    pieces[piece.text][piece.number] = EncodedPiece(
+                        piece.offsets,
+                        {layer: tensor[row, :, :length].clone() for layer, tensor in keys.items()},
+                        {layer: tensor[row, :, :length].clone() for layer, tensor in values.items()},
+                    )
+                    bar.update(length)
         for text in missing:
-            passage = EncodedPassage(tuple(piece for piece in pieces[text] if piece is not None))
+            passage = EncodedPassage(tuple(run for run in pieces[text] if run is not None))
             self._passages[text] = passage
             encoder.kept.put(content_key("passage", text), passage)
 
@@ -119,10 +119,11 @@ class SeparateList:
         # The first time, query and null query share a pass.
         asked = [*queries] if joined.null is not None else [*queries, NULL_QUERY]
         attention = self._attend(asked, self._query_position(joined), joined)  # (heads, queries, tokens)
-        null = joined.null = attention[:, -1].clone() if joined.null is None else joined.null
+        if joined.null is None:
+            joined.null = attention[:, -1].clone()
         return [
             Reading(
-                calibrate(attention[:, number], null),
+                calibrate(attention[:, number], joined.null),
                 joined.piece_of,
                 joined.document_of_piece,
                 joined.offsets,

@@ -1,6 +1,6 @@
 """Half precision ranks as float32 does: Kendall's tau of at least .95 in every mode, on the embedded model.
 
-`benchmarks/precision.py` measures the same on more lists.
+`benchmarks/precision.py` prints the same figures.
 """
 
 from pathlib import Path
