@@ -5,36 +5,14 @@ without its question. A tool result that arrives after the user has spoken again
 that it never stands without its call. The functions know nothing of any framework's messages, and change nothing.
 """
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Literal, TypeAlias
-from weakref import WeakKeyDictionary
 
-from qrhead_rag.heads import Mode
-from qrhead_rag.retriever import QRRetriever
-from qrhead_rag.scorer import ScorerOptions
-from qrhead_rag.selection import Selection, rank_order, select
+from qrhead_rag.selection import Selection, select
 
 KEEP_LAST = 3
 """Messages kept ahead of all relevance: the question and the exchange before it, which says what "it" refers to."""
-
-NEIGHBOUR_SHARE = 0.3
-"""What a turn gets of the scores of the turns beside it, which often name what it calls "he" or "there". On 90
-questions about two LoCoMo conversations the evidence was within 750 tokens for 74% instead of 68% (`late`)."""
-
-
-class HistoryScorerOptions(ScorerOptions):
-    """Which QRRetriever ranks the turns of a conversation.
-
-    The mode is `late`: a conversation may be longer than the model's context, and of one that has grown by a turn only
-    that turn is run.
-    """
-
-    mode: Mode = "late"
-
 
 RankTurns: TypeAlias = Callable[[str, Sequence[str]], Sequence[int]]
 
@@ -135,46 +113,3 @@ def choose_messages(
 
 def _last_question(messages: Sequence[Message]) -> str | None:
     return next((m.text for m in reversed(messages) if m.role == "user" and m.text.strip()), None)
-
-
-def with_neighbours(scores: Sequence[float]) -> list[float]:
-    """Each turn's score with its share of the positive scores before and after it.
-
-    >>> with_neighbours([0.0, 1.0, -1.0, 0.0])
-    [0.3, 1.0, -0.7, 0.0]
-    """
-    around = [0.0, *(max(score, 0.0) for score in scores), 0.0]
-    return [
-        score + NEIGHBOUR_SHARE * (before + after)
-        for score, before, after in zip(scores, around, around[2:], strict=False)
-    ]
-
-
-_REMEMBERED = 64
-_rankings: WeakKeyDictionary[QRRetriever, OrderedDict[bytes, tuple[int, ...]]] = WeakKeyDictionary()
-_rankings_lock = Lock()
-
-
-def rank_history(scorer: QRRetriever, query: str, texts: Sequence[str]) -> tuple[int, ...]:
-    """Indices of the texts of a conversation's turns, the most relevant to the query first.
-
-    The latest rankings are remembered: an agent asks for its memory again at every step of a tool loop, each time with
-    the same question and the same older turns. Only a digest of the texts is kept.
-    """
-    key = hashlib.sha256(repr((query, list(texts))).encode("utf-8", "surrogatepass")).digest()
-    with _rankings_lock:
-        remembered = _rankings.setdefault(scorer, OrderedDict())
-        if (ranking := remembered.get(key)) is not None:
-            remembered.move_to_end(key)
-            return ranking
-    # Scored outside the lock: other conversations with other models go on meanwhile.
-    ranked = scorer.rank(query, list(texts))
-    ranking = tuple(passage.index for passage in ranked)
-    if not ranked.windowed:  # scores of different windows do not compare
-        scores = [passage.score for passage in sorted(ranked, key=lambda passage: passage.index)]
-        ranking = tuple(rank_order(with_neighbours(scores)))
-    with _rankings_lock:
-        remembered[key] = ranking
-        while len(remembered) > _REMEMBERED:
-            remembered.popitem(last=False)
-    return ranking

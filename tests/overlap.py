@@ -1,6 +1,7 @@
 """A retriever that ranks by shared words, for tests of what is done with a ranking."""
 
 from qrhead_rag import Passage, QRRetriever, RankedPassage, Ranking
+from qrhead_rag.history import _Conversations
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -10,7 +11,9 @@ class WordOverlap(QRRetriever):
     asked: list[tuple[str, list[str]]]
 
     @classmethod
-    def make(cls) -> "WordOverlap":
+    def make(cls, monkeypatch) -> "WordOverlap":
+        # A conversation's list is asked of itself, not of the retriever.
+        monkeypatch.setattr(_Conversations, "_rank", lambda _, scorer, query, texts: scorer.rank(query, texts))
         found = cls(tiny_model(), tiny_tokenizer(), heads=[(1, 0)], mode="late")
         found.asked = []
         return found

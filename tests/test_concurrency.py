@@ -19,6 +19,7 @@ from llama_index.postprocessor.qrhead import QRHeadMemory
 from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranker
 
 from qrhead_rag import QRRetriever
+from qrhead_rag.encoded import EncodedPassages
 from tests.tiny import tiny_model, tiny_tokenizer
 
 THREADS, TASKS = 16, 32
@@ -123,13 +124,13 @@ async def longest_pause(work):
 @pytest.fixture
 def scoring_threads(monkeypatch):
     """The threads in which lists are ranked."""
-    threads, rank = set(), QRRetriever.rank
+    threads, rank = set(), EncodedPassages.rank_selected
 
     def noting(self, *args, **options):
         threads.add(threading.get_ident())
         return rank(self, *args, **options)
 
-    monkeypatch.setattr(QRRetriever, "rank", noting)
+    monkeypatch.setattr(EncodedPassages, "rank_selected", noting)
     return threads
 
 

@@ -16,13 +16,13 @@ from langchain_core.messages import (
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_qrhead import trim_messages_by_relevance
 
-from qrhead_rag.memory import HistoryScorerOptions
+from qrhead_rag.history import HistoryScorerOptions
 from tests.overlap import WordOverlap
 
 
 @pytest.fixture
-def scorer():
-    return WordOverlap.make()
+def scorer(monkeypatch):
+    return WordOverlap.make(monkeypatch)
 
 
 def words(messages: list[BaseMessage]) -> int:

@@ -53,8 +53,8 @@ class Scripted(BaseChatModel):
 
 
 @pytest.fixture
-def scorer():
-    return WordOverlap.make()
+def scorer(monkeypatch):
+    return WordOverlap.make(monkeypatch)
 
 
 def assert_sound(shown):

@@ -24,8 +24,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def scorer():
-    return WordOverlap.make()
+def scorer(monkeypatch):
+    return WordOverlap.make(monkeypatch)
 
 
 def user(text):

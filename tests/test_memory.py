@@ -4,10 +4,7 @@ import random
 
 import pytest
 
-from qrhead_rag import QRRetriever
-from qrhead_rag.memory import Message, choose_messages, rank_history, split_turns, with_neighbours
-from qrhead_rag.selection import rank_order
-from tests.tiny import tiny_model, tiny_tokenizer
+from qrhead_rag.memory import Message, choose_messages, split_turns
 
 
 def user(text, tokens=10):
@@ -172,46 +169,3 @@ def test_every_conversation_keeps_its_promises(seed):
         assert sum(messages[i].tokens for i in shown) <= budget
     calls = {call for i in kept for call in messages[i].calls}
     assert all(messages[i].answers in calls for i in kept if messages[i].answers), "a result without its call"
-
-
-class CountingRetriever:
-    """Ranks by the tiny model and counts how often it is asked."""
-
-    def __init__(self):
-        self.inner = QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0), (2, 1)], mode="late")
-        self.asked = 0
-
-    def rank(self, query, texts):
-        self.asked += 1
-        return self.inner.rank(query, texts)
-
-
-def test_the_same_question_about_the_same_history_is_ranked_once():
-    scorer = CountingRetriever()
-    texts = ["the keeper counts ships", "the lighthouse is tall", "", "soup again"]
-    first = rank_history(scorer, "who counts?", texts)
-    assert list(first) == rank_order(with_neighbours(scorer.inner.score("who counts?", texts)))
-    assert rank_history(scorer, "who counts?", list(texts)) == first
-    assert scorer.asked == 1
-    rank_history(scorer, "who counts?", [*texts, "one more"])
-    rank_history(scorer, "what is tall?", texts)
-    assert scorer.asked == 3
-    other = CountingRetriever()
-    rank_history(other, "who counts?", texts)
-    assert other.asked == 1
-
-
-def test_windows_of_a_long_list_give_their_own_order():
-    scorer = QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0), (2, 1)])
-    texts = [f"the keeper counts ship number {number} and pours the tea" for number in range(40)]
-    with pytest.warns(UserWarning, match="sliding windows"):
-        ranked = scorer.rank("how many ships?", texts)
-    assert ranked.windowed
-    with pytest.warns(UserWarning, match="sliding windows"):
-        assert list(rank_history(scorer, "how many ships?", texts)) == [passage.index for passage in ranked]
-
-
-def test_a_turn_gains_from_the_turns_beside_it_and_never_loses():
-    assert with_neighbours([0.0, 2.0, 0.0, 0.0]) == pytest.approx([0.6, 2.0, 0.6, 0.0])
-    assert with_neighbours([-1.0, 0.5]) == pytest.approx([-0.85, 0.5])
-    assert with_neighbours([]) == []

@@ -10,7 +10,7 @@ import torch
 
 import qrhead_rag.scorer
 from qrhead_rag import QRRetriever
-from qrhead_rag.memory import HistoryScorerOptions
+from qrhead_rag.history import HistoryScorerOptions
 from qrhead_rag.scorer import ScorerOptions
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -10,7 +10,8 @@ from llama_index.core.memory import Memory
 from llama_index.core.prompts import RichPromptTemplate
 from pydantic import Field, field_validator
 
-from qrhead_rag.memory import KEEP_LAST, HistoryScorerOptions, Message, choose_messages, rank_history
+from qrhead_rag.history import HistoryScorerOptions, rank_history
+from qrhead_rag.memory import KEEP_LAST, Message, choose_messages
 
 _SYSTEM = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
 _RESULT = (MessageRole.TOOL, MessageRole.FUNCTION)
