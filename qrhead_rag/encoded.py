@@ -52,7 +52,8 @@ class EncodedPassages:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors that are held for this list."""
-        return self._list.nbytes
+        with self._encoder.lock:
+            return self._list.nbytes
 
     @property
     def truncated(self) -> frozenset[int]:
@@ -96,6 +97,8 @@ class EncodedPassages:
     def save(self, path: str | Path) -> None:
         """Write the list to one file (safetensors), texts included, to be asked elsewhere. Only under `late`.
 
+        Metadata is written as JSON: what was a tuple is read as a list, a key that was a number as text.
+
         Raises:
             ValueError: the mode keeps too much for a file.
             TypeError: metadata of a passage that cannot be written as JSON.
@@ -137,7 +140,7 @@ class EncodedPassages:
                 with encoder.lock:
                     _late_list(encoder, loaded._list).restore(content["document_of_piece"], tensors)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); encode again") from error
+            raise ValueError(f"{path} cannot be used ({error}); encode again") from error
         return loaded
 
     @classmethod
@@ -158,7 +161,7 @@ class EncodedPassages:
             if not self._has_text():
                 return torch.zeros(len(self._encoder.heads), len(self))
             scores = self._list.read([check_query(query)])[0].head_scores(len(self))
-        blank = self._blank()
+            blank = self._blank()
         scores[:, blank] = torch.inf
         lowest = scores.amin(dim=1, keepdim=True)  # (heads, 1)
         return scores.where(~blank, lowest)
@@ -191,7 +194,7 @@ class EncodedPassages:
         if isinstance(queries, str):
             raise TypeError(f"queries is one string ({queries!r}); expected a list of them, or use rank()")
         selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        return self.rank_selected(queries, selection, token_counter)
+        return self.rank_selected(list(queries), selection, token_counter)
 
     def rank_selected(
         self, queries: Sequence[str], selection: Selection, token_counter: Callable[[str], int] | None = None
@@ -226,10 +229,10 @@ class EncodedPassages:
         return scores.where(~blank, scores[~blank].min()).tolist(), evidence
 
     def _blank(self) -> Tensor:
-        return torch.tensor([not passage.content.strip() for passage in self._passages], dtype=torch.bool)
+        return torch.tensor([passage.is_blank for passage in self._passages], dtype=torch.bool)
 
     def _has_text(self) -> bool:
-        return any(passage.content.strip() for passage in self._passages)
+        return not all(passage.is_blank for passage in self._passages)
 
     def _place(self, document: int | str) -> int:
         if isinstance(document, str):
@@ -240,14 +243,15 @@ class EncodedPassages:
                 )
             return places[0]
         if not -len(self) <= document < len(self):
-            raise IndexError(f"no document {document}; expected a place from 0 to {len(self) - 1}")
+            raise IndexError(f"no document {document} in a list of {len(self)}; expected one of its places or ids")
         return document
 
     def _change(self, passages: list[Passage], query: str | None = None) -> None:
         with self._encoder.lock:
             known = {passage.content for place, passage in enumerate(self._passages) if place in self.truncated}
             self._list.set_passages(passages, query)
-            self._passages, truncated = passages, self.truncated
+            self._passages = passages  # with no call in between that could be interrupted
+            truncated = self.truncated
         warn_of_truncation(passages, [place for place in truncated if passages[place].content not in known])
 
 

@@ -4,11 +4,9 @@ The modes differ in how documents are run through the model (`listwise.py`, `sep
 aggregation, truncation and errors are the same for all and start from a `Reading`.
 """
 
-import hashlib
 import sys
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, TypeAlias
@@ -18,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from qrhead_rag.attention import PREFILL_TOKENS, HeadReader
+from qrhead_rag.byte_cache import ByteCache
 from qrhead_rag.explain import Evidence
 from qrhead_rag.heads import Head, Mode
 from qrhead_rag.passage import Passage
 from qrhead_rag.prompt import NULL_QUERY, PromptTemplate, PromptTokenizer
-from qrhead_rag.scoring import document_scores, masked, pool_pieces
+from qrhead_rag.scoring import OUTSIDE, document_scores, masked, pool_pieces
 
 Layout: TypeAlias = Literal["given", "reversed"]
 
@@ -42,8 +41,8 @@ class ReadingOptions(BaseModel):
         piece_tokens: under `independent` and `late`, documents longer than this are encoded in pieces of at most this
             many tokens, cut at sentence ends, and the scores of the best three pieces are added up; None leaves them
             whole.
-        batch_tokens: under `independent` and `late`, tokens of documents, padding included, that run through the model
-            together; bounds activation memory, and keeps an accelerator busy.
+        batch_tokens: under `independent` and `late`, tokens that run through the model together: those of documents,
+            padding, and the opening of the prompt before each; bounds memory, and keeps an accelerator busy.
         cache_bytes: what the retriever may keep of lists and passages it has read, in bytes; 0 keeps nothing.
         key_dtype: how `late` stores keys.
     """
@@ -68,67 +67,6 @@ class ReadingOptions(BaseModel):
                 f"stride={self.stride} leaps over documents of window={self.window}; expected at most the window"
             )
         return self
-
-
-class Sized(Protocol):
-    """What a cache holds."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its tensors."""
-        ...
-
-
-class ByteCache:
-    """The most recently used entries, within a bound in bytes. Not thread-safe: its owner holds a lock."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._entries: OrderedDict[str, tuple[Any, int]] = OrderedDict()
-        self.nbytes = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: str) -> Any:
-        """The entry, which becomes the most recent; None where there is none."""
-        if key not in self._entries:
-            return None
-        self._entries.move_to_end(key)
-        return self._entries[key][0]
-
-    def put(self, key: str, entry: Sized) -> None:
-        """Keep an entry, or take note of its new size, and forget the oldest ones that no longer fit.
-
-        An entry that does not fit by itself is not kept, and costs no other its place.
-        """
-        nbytes, before = entry.nbytes, self._entries.get(key, (None, 0))[1]
-        if nbytes > self._limit:
-            if before:
-                self.nbytes -= before
-                del self._entries[key]
-            return
-        # No call stands between the entries and their sum, so that an interruption finds them in agreement.
-        self._entries[key] = entry, nbytes
-        self.nbytes += nbytes - before
-        self._entries.move_to_end(key)
-        while self.nbytes > self._limit:
-            oldest = next(iter(self._entries))
-            self.nbytes -= self._entries[oldest][1]
-            del self._entries[oldest]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries, self.nbytes = OrderedDict(), 0
-
-
-def content_key(*texts: str) -> str:
-    """A key of some texts in order, the same for the same texts only."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    return digest.hexdigest()
 
 
 class ListTooLongError(ValueError):
@@ -171,6 +109,7 @@ class Encoder:
         return self.identity | {
             "key_dtype": self.options.key_dtype,
             "piece_tokens": self.options.piece_tokens,
+            "longest_piece": self.longest_piece(),
             "opening": self.tokenizer.opening(self.template),
         }
 
@@ -182,9 +121,8 @@ class Encoder:
         """
         if self.context_length is None:
             return float("inf")
-        around = len(self.tokenizer.prompt(self.template, [], query or NULL_QUERY).ids)
-        reserve = min(_QUERY_RESERVE, self.context_length // 4) if query is None else 0
-        room = self.context_length - around - reserve
+        around = len(self.tokenizer.prompt(self.template, [], self.longest_question(query)).ids)
+        room = self.context_length - around - self._reserve(query)
         if query is not None and room <= self.size("") + 2:
             raise ListTooLongError(
                 f"the query with the prompt around it is {around} tokens long, the context of the model "
@@ -196,18 +134,35 @@ class Encoder:
         """Tokens that a document takes in the prompt, its label and separator included; an upper bound."""
         return self.tokenizer.count(f"[1000] {content}") + self.tokenizer.count(self.template.separator)
 
+    def longest_piece(self) -> int | None:
+        """Tokens that a document, or a piece of one, may have under `independent` and `late`; None knows no limit."""
+        pieces, room = self.options.piece_tokens, self.room(None)
+        if pieces is None:
+            return None if self.context_length is None else int(room)
+        return int(min(pieces, max(16, room - self.size(""))))
+
+    def longest_question(self, query: str | None) -> str:
+        """Query or null query, whichever is longer: the list has to fit with both."""
+        return max(query or NULL_QUERY, NULL_QUERY, key=self.tokenizer.count)
+
+    def fits(self, contents: Sequence[str], query: str | None) -> bool:
+        """Whether the documents, as they are, fit one listwise prompt."""
+        if self.context_length is None:
+            return True
+        prompt = self.tokenizer.prompt(self.template, contents, self.longest_question(query))
+        return len(prompt.ids) + self._reserve(query) <= self.context_length
+
     def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
         """Whether several documents and the query do not fit one listwise prompt.
 
         Raises:
             ListTooLongError: the query leaves no room for any document.
         """
-        room = self.room(query)
-        contents = [passage.content for passage in passages if passage.content.strip()]
-        # `size` saves most lists from being laid out.
-        if self.context_length is None or len(contents) < 2 or sum(map(self.size, contents)) <= room:
+        contents = [passage.content for passage in passages if not passage.is_blank]
+        if len(contents) < 2 or self.fits(contents, query):
             return False
-        return len(self.tokenizer.prompt(self.template, contents, query).ids) > self.context_length
+        self.room(query)
+        return True
 
     def clip(self, contents: Sequence[str], limit: float) -> tuple[list[str], set[int]]:
         """Documents cut to `limit` tokens each, label included, and the places of those that had to be."""
@@ -218,6 +173,10 @@ class Encoder:
                 places.add(place)
         return clipped, places
 
+    def _reserve(self, query: str | None) -> int:
+        """Tokens kept free for a query that is not known yet."""
+        return min(_QUERY_RESERVE, (self.context_length or 0) // 4) if query is None else 0
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -227,14 +186,14 @@ class Reading:
         calibrated: c(t) of each head. # (heads, tokens)
         piece_of: number of the piece that each token belongs to, or OUTSIDE. # (tokens,)
         document_of_piece: place in the list of the document of each piece. # (pieces,)
-        offsets: characters of each token, counted from its document's label.
+        offsets: characters of each token, counted from its document's label. # (tokens, 2)
         labels: label of each document that was read, by its place.
     """
 
     calibrated: Tensor
     piece_of: Tensor
     document_of_piece: Tensor
-    offsets: Sequence[tuple[int, int]]
+    offsets: Tensor
     labels: dict[int, str]
 
     def head_scores(self, num_documents: int) -> Tensor:
@@ -244,12 +203,15 @@ class Reading:
     def scores(self, num_documents: int) -> tuple[Tensor, list[Evidence | None]]:
         """s(d) of the selected heads together, and what each document's tokens contributed. # (documents,)"""
         scores, contributions = self._scores(self.calibrated.sum(dim=0), num_documents)
-        found: list[Evidence | None] = [None] * num_documents
-        for place, tokens in self._tokens_of_documents().items():
-            found[place] = Evidence(
-                contributions[tokens], [self.offsets[token] for token in tokens], self.labels[place]
-            )
-        return scores, found
+        document_of = self.document_of_piece[self.piece_of].where(self.piece_of != OUTSIDE, OUTSIDE)  # (tokens,)
+        order = document_of.argsort(stable=True)
+        sizes = torch.bincount(document_of - OUTSIDE, minlength=num_documents + 1).tolist()  # those of none first
+        of_documents = contributions[order].split_with_sizes(sizes)[1:]
+        offsets = self.offsets[order].split_with_sizes(sizes)[1:]
+        return scores, [
+            Evidence(of_documents[place], offsets[place], self.labels[place]) if place in self.labels else None
+            for place in range(num_documents)
+        ]
 
     def _scores(self, calibrated: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
         num_pieces = len(self.document_of_piece)
@@ -258,14 +220,6 @@ class Reading:
         scores, counted = pool_pieces(of_pieces, self.document_of_piece, num_documents)
         counted = torch.cat([counted, torch.zeros_like(counted[..., :1])], dim=-1)  # OUTSIDE is -1: the last
         return scores, contributions.where(counted[..., self.piece_of], 0.0)
-
-    def _tokens_of_documents(self) -> dict[int, list[int]]:
-        tokens: dict[int, list[int]] = {place: [] for place in self.labels}
-        documents = self.document_of_piece.tolist()
-        for token, piece in enumerate(self.piece_of.tolist()):
-            if piece >= 0:
-                tokens[documents[piece]].append(token)
-        return tokens
 
 
 class EncodedList(Protocol):

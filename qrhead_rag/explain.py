@@ -23,12 +23,12 @@ class Evidence:
 
     Attributes:
         contributions: c(t) after the mask. # (tokens,)
-        offsets: characters of each token, counted from the beginning of the label.
+        offsets: characters of each token, counted from the beginning of the label. # (tokens, 2)
         label: the label that the prompt puts before the document.
     """
 
     contributions: Tensor
-    offsets: list[tuple[int, int]]
+    offsets: Tensor
     label: str
 
 
@@ -174,7 +174,7 @@ def explain_passage(
         parts.append(("title", len(label), title))
     parts.append(("text", len(label) + (len(title) + 1 if title else 0), passage.text))
     tokens = []
-    for (start, end), contribution in zip(evidence.offsets, evidence.contributions.tolist(), strict=True):
+    for (start, end), contribution in zip(evidence.offsets.tolist(), evidence.contributions.tolist(), strict=True):
         # A token that lies across a joint belongs to the part of its last character.
         part, begin, whole = next(part for part in reversed(parts) if part[1] < end or part[0] == "label")
         first, last = max(start - begin, 0), min(end - begin, len(whole))

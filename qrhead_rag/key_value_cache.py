@@ -9,9 +9,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
 def crop(cache: DynamicCache, tokens: int) -> None:
-    """Forget every cached token from place `tokens` on."""
+    """Forget every cached token from place `tokens` on, and let go of its memory."""
     for layer in cache.layers:
-        layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
+        if layer.keys.shape[-2] > tokens:
+            layer.keys, layer.values = layer.keys[..., :tokens, :].clone(), layer.values[..., :tokens, :].clone()
 
 
 def cache_bytes(cache: DynamicCache | None) -> int:

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from qrhead_rag.attention import Rows
 from qrhead_rag.encoder import Encoder, ListTooLongError, Reading
-from qrhead_rag.key_value_cache import cache_bytes, crop
+from qrhead_rag.key_value_cache import cache_bytes, crop, layer_tensors
 from qrhead_rag.passage import Passage
 from qrhead_rag.prompt import NULL_QUERY, Prompt
 from qrhead_rag.scoring import OUTSIDE, calibrate, check_finite, document_of_tokens
@@ -42,11 +42,14 @@ class ListwiseList:
             ListTooLongError: it does not fit the context; the list stays what it was.
         """
         encoder = self._encoder
-        shown = [place for place, passage in enumerate(passages) if passage.content.strip()]
+        shown = [place for place, passage in enumerate(passages) if not passage.is_blank]
         if encoder.options.layout == "reversed":
             shown.reverse()
-        contents, clipped = encoder.clip([passages[place].content for place in shown], encoder.room(query))
-        self._check_fits(encoder.tokenizer.prompt(encoder.template, contents, query or NULL_QUERY))
+        contents, clipped = [passages[place].content for place in shown], set[int]()
+        if shown and not encoder.fits(contents, query):
+            contents, clipped = encoder.clip(contents, encoder.room(query))
+            longest = encoder.longest_question(query)
+            self._check_fits(encoder.tokenizer.prompt(encoder.template, contents, longest))
         truncated = frozenset(shown[place] for place in clipped)
         self._shown, self._contents, self.truncated = shown, contents, truncated  # at once, whatever interrupts
 
@@ -72,11 +75,12 @@ class ListwiseList:
         attention = encoder.reader.read(cache, parts).cpu()  # (heads, parts, tokens)
         document_of = document_of_tokens(prompts[0].documents, cached)
         shown = torch.tensor(self._shown)
-        check_finite(attention, encoder.heads, shown[document_of].where(document_of != OUTSIDE, OUTSIDE))
+        place_of = shown[document_of].where(document_of != OUTSIDE, OUTSIDE)
+        check_finite(attention, encoder.heads, place_of, {n: k[0] for n, k in enumerate(layer_tensors(cache)[0])})
         if self._null is None:
             self._null = attention[:, -1].clone()
         labels = {place: f"[{number}] " for number, place in enumerate(self._shown, start=1)}
-        offsets = prompts[0].offsets[:cached]
+        offsets = torch.tensor(prompts[0].offsets[:cached], dtype=torch.int32)
         return [
             Reading(calibrate(attention[:, number], self._null), document_of, shown, offsets, labels)
             for number in range(len(queries))
@@ -90,8 +94,8 @@ class ListwiseList:
         if limit is not None and len(prompt.ids) > limit:
             raise ListTooLongError(
                 f"the list with its query is {len(prompt.ids)} tokens long, the context of the model {limit}; use "
-                "rank(), which reads long lists in sliding windows, the mode 'independent', which has no such limit, "
-                "or a shorter list"
+                "QRRetriever.rank, which reads long lists in sliding windows, the mode 'independent', which has no "
+                "such limit, or a shorter list or query"
             )
 
     def _run(self, prompt: Prompt, show_progress: bool = False) -> DynamicCache:

@@ -21,6 +21,11 @@ class Passage(BaseModel):
         """What stands in the prompt after the label: `title\\ntext`, or the text alone."""
         return f"{self.title}\n{self.text}" if self.title else self.text
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing to read: such a passage is kept, and placed last."""
+        return not self.content.strip()
+
 
 Document: TypeAlias = str | Passage | Mapping[str, Any]
 

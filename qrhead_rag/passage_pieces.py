@@ -16,19 +16,27 @@ class EncodedPiece:
     """A passage, or a piece of one, as the model has read it alone.
 
     Attributes:
-        offsets: characters of each token, counted from the passage's label.
+        offsets: characters of each token, counted from the passage's label. # (tokens, 2)
         keys: by layer; under `late` only the heads' that look. # each (key heads, tokens, head size)
         values: by layer; empty under `late`. # each (key heads, tokens, head size)
     """
 
-    offsets: tuple[tuple[int, int], ...]
+    offsets: Tensor
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values()))
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in (self.offsets, *self.keys.values(), *self.values.values()))
+
+    def on_its_own(self) -> "EncodedPiece":
+        """The same, sharing no memory with the list that it was part of."""
+        return EncodedPiece(
+            self.offsets.clone(),
+            {layer: keys.clone() for layer, keys in self.keys.items()},
+            {layer: values.clone() for layer, values in self.values.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class EncodedPassage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
+        """Bytes of all tensors."""
         return sum(piece.nbytes for piece in self.pieces)
 
 
@@ -59,11 +67,17 @@ class PieceToRun(NamedTuple):
     offsets: tuple[tuple[int, int], ...]
 
 
-def batches(pieces: Sequence[PieceToRun], batch_tokens: int) -> Iterator[list[PieceToRun]]:
-    """Pieces of like length together, so that little is padded."""
+def batches(pieces: Sequence[PieceToRun], batch_tokens: int, opening: int) -> Iterator[list[PieceToRun]]:
+    """Pieces of like length together, so that little is padded.
+
+    Args:
+        pieces: what has to be run.
+        batch_tokens: tokens of a batch, the opening of the prompt before every piece included.
+        opening: tokens of that opening.
+    """
     batch: list[PieceToRun] = []
     for piece in sorted(pieces, key=lambda piece: -len(piece.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
+        if batch and (len(batch) + 1) * (opening + len(batch[0].ids)) > batch_tokens:
             yield batch
             batch = []
         batch.append(piece)
@@ -81,7 +95,7 @@ class JoinedPassages:
         places: place of each token in its piece. # (tokens,)
         piece_of: piece of each token. # (tokens,)
         document_of_piece: place of each piece's document. # (pieces,)
-        offsets: characters of each token, counted from its document's label.
+        offsets: characters of each token, counted from its document's label. # (tokens, 2)
         null: what the null query finds, once it has been asked. # (heads, tokens)
     """
 
@@ -90,13 +104,14 @@ class JoinedPassages:
     places: Tensor
     piece_of: Tensor
     document_of_piece: Tensor
-    offsets: list[tuple[int, int]]
+    offsets: Tensor
     null: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        own = [self.places, self.piece_of, self.document_of_piece, *([] if self.null is None else [self.null])]
+        own = [self.places, self.piece_of, self.document_of_piece, self.offsets]
+        own += [] if self.null is None else [self.null]
         return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values(), *own))
 
 
@@ -127,5 +142,5 @@ def join(contents: dict[int, str], passages: dict[str, EncodedPassage], prefix: 
         places=torch.cat([torch.arange(int(length)) for length in lengths]),
         piece_of=torch.arange(len(pieces)).repeat_interleave(lengths),
         document_of_piece=torch.tensor([place for place, _ in pieces]),
-        offsets=[offset for _, piece in pieces for offset in piece.offsets],
+        offsets=torch.cat([piece.offsets for _, piece in pieces]),
     )

@@ -11,8 +11,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.attention import HeadReader
+from qrhead_rag.byte_cache import content_key
 from qrhead_rag.encoded import EncodedPassages
-from qrhead_rag.encoder import Encoder, Layout, ReadingOptions, content_key
+from qrhead_rag.encoder import Encoder, Layout, ReadingOptions
 from qrhead_rag.heads import HeadChoice, HeadSet, Mode, ModelShape
 from qrhead_rag.loading import LoadedModel, load_model, share_model
 from qrhead_rag.passage import Document, Passage, as_passages, check_query
@@ -276,6 +277,8 @@ class QRRetriever:
 
     def encode(self, documents: Iterable[Document], *, show_progress: bool = False) -> EncodedPassages:
         """Run the documents once, to ask them many queries.
+
+        Under `independent` and `late` the retriever's cache holds the passages too, for other lists (`cache_bytes`).
 
         Args:
             documents: as in `rank`.

@@ -9,7 +9,7 @@ Re-ranking (Chen et al., arXiv 2410.02642, eq. 3 and 4), the heads those of QRHe
 eq. 2). Raw scores compare within one list only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -104,29 +104,50 @@ def pool_pieces(scores: Tensor, document_of: Tensor, num_documents: int) -> tupl
     return _sum_by_document(scores.where(counted, 0.0), document_of, num_documents)[..., :num_documents], counted
 
 
-def check_finite(attention: Tensor, heads: Sequence[Head], document_of: Tensor) -> None:
+class NotFiniteError(FloatingPointError):
+    """Attention that is not a number.
+
+    Attributes:
+        layer: of the head.
+        head: within its layer.
+        document: place of the first document whose keys are not finite; None where all are, so that it is the query.
+    """
+
+    def __init__(self, layer: int, head: int, document: int | None) -> None:
+        super().__init__(layer, head, document)
+        self.layer, self.head, self.document = layer, head, document
+
+    def __str__(self) -> str:
+        where = "every document" if self.document is None else f"document {self.document}"
+        return (
+            f"attention of layer {self.layer}, head {self.head} to {where} is not finite; expected numbers. Half "
+            "precision overflows on some models: load the model with dtype='float32' or 'bfloat16', and under 'late' "
+            "keep its keys likewise (key_dtype=)"
+        )
+
+
+def check_finite(attention: Tensor, heads: Sequence[Head], document_of: Tensor, keys: Mapping[int, Tensor]) -> None:
     """Refuse attention that is not finite.
 
     Args:
         attention: of each head. # (heads, parts, tokens)
         heads: (layer, head) of each row.
         document_of: place in the caller's list of each token's document, or OUTSIDE. # (tokens,)
+        keys: what was read of the tokens, by layer: one that is not finite spoils the attention to all of them.
+            # each (key heads, tokens, head size)
 
     Raises:
-        FloatingPointError: names layer, head and document of the first number that is not finite.
+        NotFiniteError: names layer, head and the first document whose keys are not finite.
     """
     if bool(torch.isfinite(attention).all()):
         return
-    places = torch.nonzero(~torch.isfinite(attention))  # (found, 3)
-    of_documents = places[document_of[places[:, 2]] != OUTSIDE]
-    row, _, token = (of_documents if len(of_documents) else places)[0].tolist()
+    row = int(torch.nonzero(~torch.isfinite(attention))[0, 0])
     layer, head = heads[row]
-    place = int(document_of[token])
-    where = f"document {place}" if place != OUTSIDE else "the text around the documents"
-    raise FloatingPointError(
-        f"attention of layer {layer}, head {head} to {where} is not finite; expected numbers. "
-        "Half precision overflows on some models: load the model with dtype='float32' or 'bfloat16'"
-    )
+    for _, of_layer in sorted(keys.items()):  # the first layer, since a later one may have spread it to other tokens
+        broken = ~torch.isfinite(of_layer).all(dim=0).all(dim=-1).cpu()  # (tokens,)
+        for document in document_of[broken & (document_of != OUTSIDE)].tolist():
+            raise NotFiniteError(layer, head, document)
+    raise NotFiniteError(layer, head, None)
 
 
 def _bins(document_of: Tensor, num_documents: int) -> Tensor:

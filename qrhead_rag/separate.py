@@ -20,12 +20,15 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from qrhead_rag.attention import Rows
-from qrhead_rag.encoder import Encoder, ListTooLongError, Reading, content_key
+from qrhead_rag.byte_cache import content_key
+from qrhead_rag.encoder import Encoder, ListTooLongError, Reading
 from qrhead_rag.key_value_cache import cache_bytes, cache_of, layer_tensors
 from qrhead_rag.passage import Passage
 from qrhead_rag.passage_pieces import EncodedPassage, EncodedPiece, JoinedPassages, PieceToRun, batches, join
 from qrhead_rag.prompt import CONSTANT_LABEL, NULL_QUERY
 from qrhead_rag.scoring import calibrate, check_finite
+
+_SAME_MODEL = 0.2  # difference of its keys, by their size, that other dtypes, kernels and quantization may make
 
 
 class SeparateList:
@@ -52,7 +55,7 @@ class SeparateList:
         Under these modes only one piece has to fit the context with the query.
         """
         encoder = self._encoder
-        shown = {place: passage.content for place, passage in enumerate(passages) if passage.content.strip()}
+        shown = {place: passage.content for place, passage in enumerate(passages) if not passage.is_blank}
         truncated: frozenset[int] = frozenset()
         if encoder.options.piece_tokens is None:
             clipped, places = encoder.clip(list(shown.values()), encoder.room(query))
@@ -60,6 +63,9 @@ class SeparateList:
             shown = dict(zip(shown, clipped, strict=True))
         wanted = set(shown.values())
         left = {text: found for text, found in self._passages.items() if text in wanted}
+        if self._joined is not None and len(left) < len(self._passages):
+            # They are slices of a whole that would stay in memory, what has left it included.
+            left = {text: EncodedPassage(tuple(p.on_its_own() for p in found.pieces)) for text, found in left.items()}
         joined = self._joined if shown == self._contents else None
         # At once, whatever interrupts.
         self._joined, self._contents, self._passages, self.truncated = joined, shown, left, truncated
@@ -92,12 +98,12 @@ class SeparateList:
                 to_run.append(PieceToRun(text, number, ids, moved))
         total = sum(len(piece.ids) for piece in to_run)
         with tqdm(total=total, desc="encoding", unit="token", disable=not show_progress) as bar:
-            for batch in batches(to_run, encoder.options.batch_tokens):
+            for batch in batches(to_run, encoder.options.batch_tokens, prefix.get_seq_length()):
                 keys, values = self._run_batch(prefix, [piece.ids for piece in batch])
                 for row, piece in enumerate(batch):
                     length = len(piece.ids)
                     pieces[piece.text][piece.number] = EncodedPiece(
-                        piece.offsets,
+                        torch.tensor(piece.offsets, dtype=torch.int32),
                         {layer: tensor[row, :, :length].clone() for layer, tensor in keys.items()},
                         {layer: tensor[row, :, :length].clone() for layer, tensor in values.items()},
                     )
@@ -136,8 +142,8 @@ class SeparateList:
         """What is kept of the list, for a file: the document of each piece, and tensors by name."""
         joined = self._join()
         tensors = {f"keys.{layer}": keys for layer, keys in joined.keys.items()}
-        tensors["offsets"] = torch.tensor(joined.offsets, dtype=torch.int32)  # (tokens, 2)
-        tensors["piece_of"] = joined.piece_of.to(torch.int32)
+        tensors |= {f"opening.{layer}": keys for layer, keys in self._opening_keys().items()}
+        tensors["offsets"], tensors["piece_of"] = joined.offsets, joined.piece_of.to(torch.int32)
         return joined.document_of_piece.tolist(), tensors
 
     def restore(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
@@ -147,7 +153,7 @@ class SeparateList:
             ValueError: the tensors do not belong together, to the texts or to the model.
         """
         self._check_state(document_of_piece, tensors)
-        offsets = tensors["offsets"].tolist()
+        offsets = tensors["offsets"]
         lengths = torch.bincount(tensors["piece_of"]).tolist()
         layers = {int(name.removeprefix("keys.")): keys for name, keys in tensors.items() if name[:5] == "keys."}
         pieces: dict[int, list[EncodedPiece]] = {place: [] for place in self._contents}
@@ -155,7 +161,7 @@ class SeparateList:
         for place, length in zip(document_of_piece, lengths, strict=True):
             kept = slice(start, start := start + length)
             keys = {layer: tensor[:, kept].to(self._encoder.reader.device) for layer, tensor in layers.items()}
-            pieces[place].append(EncodedPiece(tuple((first, last) for first, last in offsets[kept]), keys, {}))
+            pieces[place].append(EncodedPiece(offsets[kept], keys, {}))
         self._passages = {text: EncodedPassage(tuple(pieces[place])) for place, text in self._contents.items()}
         self._joined = None
 
@@ -163,11 +169,19 @@ class SeparateList:
         encoder = self._encoder
         tokens, dtype = len(tensors["piece_of"]), getattr(torch, encoder.options.key_dtype)
         expected = {"piece_of": (torch.int32, (tokens,)), "offsets": (torch.int32, (tokens, 2))}
-        for layer, keys in encoder.reader.keys_for_heads(layer_tensors(self._run_prefix())[0]).items():
-            expected[f"keys.{layer}"] = dtype, (keys.shape[1], tokens, keys.shape[3])
+        opening = self._opening_keys()
+        for layer, keys in opening.items():
+            expected[f"opening.{layer}"] = dtype, tuple(keys.shape)
+            expected[f"keys.{layer}"] = dtype, (keys.shape[0], tokens, keys.shape[2])
         found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         if found != expected:
             raise ValueError(f"it holds {sorted(found.items())}, expected {sorted(expected.items())}")
+        for layer, keys in opening.items():
+            own, other = keys.float(), tensors[f"opening.{layer}"].to(keys.device).float()
+            if not float((other - own).norm()) <= _SAME_MODEL * float(own.norm()):
+                raise ValueError(
+                    f"its model has other weights than this one of the same name: keys of layer {layer} differ"
+                )
         documents = [place for place in document_of_piece if type(place) is int]
         if documents != sorted(document_of_piece) or set(documents) != set(self._contents):
             raise ValueError("its pieces do not belong to its texts")
@@ -177,6 +191,12 @@ class SeparateList:
         ends = torch.tensor([len(CONSTANT_LABEL + self._contents[place]) for place in documents])[piece_of]
         if not bool(((offsets[:, 0] >= 0) & (offsets[:, 0] <= offsets[:, 1]) & (offsets[:, 1] <= ends)).all()):
             raise ValueError("its tokens lie outside its texts")
+
+    def _opening_keys(self) -> dict[int, Tensor]:
+        """Keys of the prompt's opening as `late` stores them, by layer. # each (key heads, tokens, head size)"""
+        encoder = self._encoder
+        keys = encoder.reader.keys_for_heads(layer_tensors(self._run_prefix())[0])
+        return {layer: tensor[0].to(getattr(torch, encoder.options.key_dtype)) for layer, tensor in keys.items()}
 
     def _query_position(self, joined: JoinedPassages) -> int:
         """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
@@ -212,7 +232,9 @@ class SeparateList:
             )
             attention = encoder.reader.read(cache, parts, key_positions=positions, hidden=length, see_all=True)
         attention = attention[:, :, length:].cpu()
-        check_finite(attention, encoder.heads, joined.document_of_piece[joined.piece_of])
+        before = length if encoder.mode == "independent" else 0
+        keys = {layer: tensor[:, before:] for layer, tensor in joined.keys.items()}
+        check_finite(attention, encoder.heads, joined.document_of_piece[joined.piece_of], keys)
         return attention
 
     def _join(self) -> JoinedPassages:
@@ -221,24 +243,24 @@ class SeparateList:
             prefix = self._run_prefix() if self._encoder.mode == "independent" else None
             joined = join(self._contents, self._passages, prefix)
             # From here on the passages are held once: as slices of what was put together.
-            start = 0 if prefix is None else prefix.get_seq_length()
+            start = before = 0 if prefix is None else prefix.get_seq_length()
             for text in self._contents.values():
                 sliced = []
                 for piece in self._passages[text].pieces:
                     end = start + len(piece.offsets)
                     keys = {layer: tensor[:, start:end] for layer, tensor in joined.keys.items()}
                     values = {layer: tensor[:, start:end] for layer, tensor in joined.values.items()}
-                    sliced.append(EncodedPiece(piece.offsets, keys, values))
+                    first = start - before
+                    sliced.append(EncodedPiece(joined.offsets[first : first + len(piece.offsets)], keys, values))
                     start = end
                 self._passages[text] = EncodedPassage(tuple(sliced))
             self._joined = joined
         return self._joined
 
     def _piece_ranges(self, text: str) -> list[tuple[int, int]]:
-        limit = self._encoder.options.piece_tokens
-        if limit is None:
+        limit = self._encoder.longest_piece()
+        if limit is None or self._encoder.options.piece_tokens is None:
             return [(0, len(text))]
-        limit = int(min(limit, max(16, self._encoder.room(None) - self._encoder.size(""))))
         return self._encoder.tokenizer.sentences(text, limit)
 
     def _run_batch(

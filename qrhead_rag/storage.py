@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qrhead_rag.files import parse_json, replaced
 
-_FORMAT = "qrhead-late-1"
+_FORMAT = "qrhead-late-2"
 
 
 def write_encoded(path: str | Path, identity: Mapping[str, Any], content: Any, tensors: dict[str, Tensor]) -> None:

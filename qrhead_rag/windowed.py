@@ -7,6 +7,7 @@ from qrhead_rag.encoder import Encoder, ListTooLongError, warn_caller, warn_of_t
 from qrhead_rag.explain import Evidence
 from qrhead_rag.passage import Passage
 from qrhead_rag.ranking import RankedPassage, Ranking
+from qrhead_rag.scoring import NotFiniteError
 from qrhead_rag.selection import Selection, select
 from qrhead_rag.windows import is_out_of_memory, slide, window_size
 
@@ -25,8 +26,8 @@ def rank_in_windows(
     Raises:
         ListTooLongError: the query leaves no room for two documents, or the window asked for (window=) does not fit.
     """
-    read = [place for place, passage in enumerate(passages) if passage.content.strip()]
-    blank = [place for place, passage in enumerate(passages) if not passage.content.strip()]
+    read = [place for place, passage in enumerate(passages) if not passage.is_blank]
+    blank = [place for place, passage in enumerate(passages) if passage.is_blank]
     with encoder.lock:
         room = encoder.room(query)
         if room // 2 <= encoder.size("") + 2:
@@ -51,7 +52,11 @@ def rank_in_windows(
                 f"window={len(places)} documents do not fit the model's context of {encoder.context_length} "
                 "tokens; use a smaller window, or None for as many as fit"
             ) from error
-        found, tokens = encoded.scored([query])[0]
+        try:
+            found, tokens = encoded.scored([query])[0]
+        except NotFiniteError as error:
+            document = None if error.document is None else read[places[error.document]]
+            raise NotFiniteError(error.layer, error.head, document) from error
         for place, score, token in zip(places, found, tokens, strict=True):
             scores[read[place]], evidence[read[place]] = score, token
         return sorted(places, key=lambda place: -scores[read[place]])

@@ -133,7 +133,7 @@ def test_an_explanation_outlives_what_is_asked_later(model, mode):
 
 def test_top_tokens():
     passage = Passage(text="ab cd")
-    evidence = Evidence(torch.tensor([0.0, 3.0, -1.0, 5.0]), [(0, 3), (3, 5), (5, 7), (7, 9)], "[1] ")
+    evidence = Evidence(torch.tensor([0.0, 3.0, -1.0, 5.0]), torch.tensor([(0, 3), (3, 5), (5, 7), (7, 9)]), "[1] ")
     explained = explain_passage(0, 7.0, passage, evidence)
     assert [(token.part, token.text, token.start, token.end) for token in explained.tokens] == [
         ("label", "[1]", 0, 3),
@@ -146,7 +146,7 @@ def test_top_tokens():
 
 def test_a_token_across_a_joint_belongs_to_the_part_of_its_last_character():
     passage = Passage(title="T", text="xy")
-    evidence = Evidence(torch.ones(3), [(0, 4), (4, 7), (7, 8)], "[1] ")  # "[1] ", "T\nx", "y"
+    evidence = Evidence(torch.ones(3), torch.tensor([(0, 4), (4, 7), (7, 8)]), "[1] ")  # "[1] ", "T\nx", "y"
     explained = explain_passage(3, 3.0, passage, evidence)
     assert [(token.part, token.text, token.start, token.end) for token in explained.tokens] == [
         ("label", "[1] ", 0, 4),
@@ -157,7 +157,7 @@ def test_a_token_across_a_joint_belongs_to_the_part_of_its_last_character():
 
 def test_the_newline_after_a_title_is_in_neither_string():
     passage = Passage(title="T", text="x")
-    evidence = Evidence(torch.ones(4), [(0, 4), (4, 5), (5, 6), (6, 7)], "[1] ")
+    evidence = Evidence(torch.ones(4), torch.tensor([(0, 4), (4, 5), (5, 6), (6, 7)]), "[1] ")
     explained = explain_passage(0, 4.0, passage, evidence)
     assert [(token.part, token.text) for token in explained.tokens] == [
         ("label", "[1] "),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from benchmarks.injection import measure
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.encoder import content_key
+from qrhead_rag.byte_cache import content_key
 from qrhead_rag.prompt import INSTRUCTION, NULL_QUERY, PromptTemplate, PromptTokenizer
 from tests.test_prompt import sentencepiece_like
 from tests.tiny import CONTROL, tiny_model, tiny_tokenizer
@@ -264,7 +264,7 @@ def test_no_text_changes_how_another_document_is_read(model, mode):
         other.score(QUERY)
         wanted = other.held._passages["The keeper counts the ships."]
         for one, two in zip(passage.pieces, wanted.pieces, strict=True):
-            assert one.offsets == two.offsets
+            assert one.offsets.equal(two.offsets)
             for layer, keys in one.keys.items():
                 assert keys.allclose(two.keys[layer], atol=1e-4)
 

@@ -4,16 +4,18 @@ import gc
 import random
 import threading
 import time
+import warnings
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import qrhead_rag.attention
 from qrhead_rag import Passage, QRRetriever
+from qrhead_rag.byte_cache import ByteCache
 from qrhead_rag.encoded import EncodedPassages
-from qrhead_rag.encoder import ByteCache
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
@@ -97,8 +99,10 @@ def test_remove_equals_a_list_without_it(mode):
     same(encoded.score(QUERY), retriever(mode).score(QUERY, [documents[0], documents[3]]))
     with pytest.raises(KeyError, match="0 documents have the id 'none'"):
         encoded.remove("none")
-    with pytest.raises(IndexError, match="no document 7"):
-        encoded.remove(7)
+    for place, left in ((7, 2), (0, 0)):
+        with pytest.raises(IndexError, match=f"no document {place} in a list of {left}"):
+            encoded.remove(place)
+        encoded = retriever(mode).encode([])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -249,6 +253,7 @@ def test_many_queries_in_one_pass_equal_one_by_one(mode):
         alone = encoded.rank(query, top_n=3)
         assert [ranked.index for ranked in ranking] == [ranked.index for ranked in alone]
         same([ranked.score for ranked in ranking], [ranked.score for ranked in alone])
+    assert [ranking.query for ranking in encoded.rank_many(query for query in queries)] == queries
     assert encoded.rank_many([]) == []
     with pytest.raises(TypeError, match="one string"):
         encoded.rank_many(QUERY)
@@ -364,6 +369,49 @@ def test_save_and_load_are_exact(tmp_path):
     assert len(EncodedPassages.load(path, asked)) == 0
 
 
+def test_a_list_of_a_model_with_other_weights_is_refused(tmp_path):
+    path = tmp_path / "list.safetensors"
+    retriever("late").encode(DOCUMENTS).save(path)
+    other = QRRetriever(
+        tiny_model(seed=1, max_position_embeddings=2048),
+        tiny_tokenizer(),
+        heads=HEADS,
+        mode="late",
+        piece_tokens=64,
+        key_dtype="float32",
+    )
+    with pytest.raises(ValueError, match="other weights than this one of the same name"):
+        EncodedPassages.load(path, other)
+    half = QRRetriever(
+        tiny_model(dtype=torch.bfloat16, max_position_embeddings=2048),
+        tiny_tokenizer(),
+        heads=HEADS,
+        mode="late",
+        piece_tokens=64,
+        key_dtype="float32",
+    )
+    same(EncodedPassages.load(path, half).score(QUERY), retriever("late").score(QUERY, DOCUMENTS), tolerance=0.1)
+
+
+@pytest.mark.parametrize("pieces", [None, 256])
+def test_a_list_whose_documents_another_context_cuts_elsewhere_is_refused(tmp_path, pieces):
+    path, documents = tmp_path / "list.safetensors", ["Storms came twice. They broke the lamp. " * 20, "A cat."]
+    short = retriever("late", piece_tokens=pieces, context_length=220)
+    if pieces is None:
+        with pytest.warns(UserWarning, match="only the beginning of document 0"):
+            encoded = short.encode(documents)
+    else:
+        encoded = short.encode(documents)
+    encoded.save(path)
+    with pytest.raises(ValueError, match=r"with longest_piece \d+, the retriever has longest_piece \d+"):
+        EncodedPassages.load(path, retriever("late", piece_tokens=pieces, context_length=1500))
+    with warnings.catch_warnings(record=True, action="always") as said:
+        loaded = EncodedPassages.load(path, short)
+    assert len(said) == len(encoded.truncated)
+    assert loaded.truncated == encoded.truncated
+    assert loaded.score(QUERY) == encoded.score(QUERY)
+
+
 def test_what_cannot_be_loaded_is_refused_by_name(tmp_path):
     path = tmp_path / "list.safetensors"
     retriever("late").encode(DOCUMENTS).save(path)
@@ -387,12 +435,9 @@ def test_what_cannot_be_loaded_is_refused_by_name(tmp_path):
         EncodedPassages.load(path, retriever("late"))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_nbytes_is_what_the_tensors_take(mode):
-    encoded = retriever(mode).encode(DOCUMENTS)
-    encoded.score(QUERY)
-    held, seen, stack = 0, set(), [vars(encoded)["_list"]]
-    known = set()
+def held_bytes(root):
+    """Bytes of the memory behind every tensor that can be reached."""
+    storages, known, stack = {}, set(), [root]
     while stack:
         value = stack.pop()
         if id(value) in known or type(value).__name__ in ("Encoder", "HeadReader", "PromptTokenizer"):
@@ -400,16 +445,137 @@ def test_nbytes_is_what_the_tensors_take(mode):
         known.add(id(value))
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                held += storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, dict):
             stack += value.values()
         elif isinstance(value, list | tuple):
             stack += value
         elif hasattr(value, "__dict__"):
             stack += vars(value).values()
-    assert encoded.nbytes == pytest.approx(held, rel=0.02)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nbytes_is_what_the_tensors_take(mode):
+    encoded = retriever(mode).encode(DOCUMENTS)
+    encoded.score(QUERY)
+    assert encoded.nbytes == pytest.approx(held_bytes(encoded.held), rel=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("places", [[0, 1], [-1, -1, -1]])
+def test_what_is_removed_leaves_memory(mode, places):
+    encoded = retriever(mode).encode(DOCUMENTS)
+    encoded.score(QUERY)
+    for place in places:
+        encoded.remove(place)
+        if mode != "listwise":  # which forgets at the next query
+            assert encoded.nbytes == pytest.approx(held_bytes(encoded.held), rel=0.02)
+    encoded.score(QUERY)
+    alone = retriever(mode).encode(list(encoded))
+    alone.score(QUERY)
+    assert encoded.nbytes == alone.nbytes == pytest.approx(held_bytes(encoded.held), rel=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_list_is_read_by_some_threads_while_others_change_it(mode):
+    encoded = retriever(mode).encode(DOCUMENTS)
+    done, failed = threading.Event(), []
+
+    def change():
+        while not done.is_set():
+            encoded.extend(["One more.", "Two more."])
+            encoded.score(QUERY)
+            encoded.remove(len(DOCUMENTS))
+            encoded.remove(-1)
+
+    def read():
+        try:
+            for _ in range(60):
+                assert encoded.nbytes >= 0
+                assert encoded.head_scores(QUERY).isfinite().all()
+                assert len(DOCUMENTS) <= len(list(encoded)) <= len(DOCUMENTS) + 2
+        except BaseException as error:
+            failed.append(error)
+
+    changing, reading = threading.Thread(target=change), [threading.Thread(target=read) for _ in range(2)]
+    for thread in (changing, *reading):
+        thread.start()
+    for thread in reading:
+        thread.join()
+    done.set()
+    changing.join()
+    assert failed == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ask", [lambda encoded: encoded.nbytes, lambda encoded: encoded.head_scores(QUERY)])
+def test_whoever_reads_a_list_waits_for_a_change_to_be_complete(mode, ask):
+    encoded, found = retriever(mode).encode(DOCUMENTS), []
+    thread = threading.Thread(target=lambda: found.append(ask(encoded)))
+    with encoded._encoder.lock:
+        thread.start()
+        thread.join(0.1)
+        assert found == []
+    thread.join()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_blank_lists_take_no_place_in_the_cache(mode):
+    for bound in (0, 10_000):
+        asked = retriever(mode, cache_bytes=bound)
+        for number in range(1, 30):
+            assert asked.score(QUERY, [" " * number, ""]) == [0.0, 0.0]
+        assert len(asked.encoder.kept) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_blank_list_has_a_ranking_however_long_the_query_is(mode):
+    asked = retriever(mode, context_length=150)
+    query = "which ships " * 100
+    for documents in ([], ["", " \n"]):
+        assert [ranked.score for ranked in asked.rank(query, documents)] == [0.0] * len(documents)
+    with pytest.raises(ValueError, match="shorter query"):
+        asked.rank(query, ["A ship."])
+
+
+def test_a_document_that_fits_is_not_cut():
+    text = "The keeper counts the ships that pass the lighthouse in the fog, one by one."
+    asked = retriever("listwise")
+    needed = len(asked.encoder.tokenizer.prompt(asked.encoder.template, [text], QUERY).ids)
+    exact = retriever("listwise", context_length=needed)
+    assert not exact.rank(QUERY, [text])[0].truncated
+    same(exact.score(QUERY, [text]), asked.score(QUERY, [text]))
+    with pytest.warns(UserWarning, match="only the beginning of document 0"):
+        assert retriever("listwise", context_length=needed - 1).rank(QUERY, [text])[0].truncated
+
+
+def test_the_null_query_fits_too():
+    """Learned positions end where the context does, and the null query may be the longer one."""
+    config = AutoConfig.for_model("gpt2", n_layer=3, n_head=4, n_embd=32, vocab_size=600, n_positions=512)
+    model, tokenizer = AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer()
+    asked = QRRetriever(model, tokenizer, heads=[(1, 0)])
+    prompt, template = asked.encoder.tokenizer.prompt, asked.encoder.template
+    lengths = [len(prompt(template, ["One.", "Two.", "Three."], query).ids) for query in ("a", "N/A")]
+    assert lengths[0] < lengths[1]
+    exact = QRRetriever(model, tokenizer, heads=[(1, 0)], context_length=lengths[1] - 1)
+    with pytest.warns(UserWarning, match="sliding windows"):
+        assert exact.rank("a", ["One.", "Two.", "Three."]).windowed
+
+
+@pytest.mark.parametrize("mode", SEPARATE)
+def test_the_opening_before_every_passage_counts_in_a_batch(mode, monkeypatch):
+    asked = retriever(mode, batch_tokens=300)
+    reader, rows = asked.encoder.reader, []
+    prefill = reader.prefill
+    monkeypatch.setattr(
+        reader, "prefill", lambda ids, *rest, **more: rows.append(tuple(ids.shape)) or prefill(ids, *rest, **more)
+    )
+    asked.encode([f"ship {number}" for number in range(40)])
+    opening = rows[0][1]
+    assert len(rows) > 3
+    assert all(count * (opening + length) <= 300 for count, length in rows[1:])
 
 
 def test_eviction_never_changes_a_result():

@@ -293,7 +293,7 @@ def test_a_score_that_is_not_finite_names_layer_head_and_document(mode, poison):
     with torch.no_grad():  # head 3 of layer 1 asks with what is not finite
         model.model.layers[1].self_attn.q_proj.weight[3 * heads_rows] = poison
     retriever = make(model, mode, [(1, 0), (1, 3)])
-    with pytest.raises(FloatingPointError, match=r"attention of layer 1, head 3 to document 0 is not finite"):
+    with pytest.raises(FloatingPointError, match=r"attention of layer 1, head 3 to every document is not finite"):
         retriever.rank(QUERY, DOCUMENTS)
     assert numpy.isfinite(make(model, mode, [(1, 0)]).score(QUERY, DOCUMENTS)).all()
 
@@ -307,7 +307,7 @@ def test_the_document_named_is_the_callers(mode):
         model.model.embed_tokens.weight[token] = float("nan")
     retriever = QRRetriever(model, tokenizer, heads=HEADS, mode=mode)
     with pytest.raises(FloatingPointError, match=r"layer 1, head 0 to document 3 is not finite"):
-        retriever.rank(QUERY, ["", "", "", "a ~ b"])
+        retriever.rank(QUERY, ["one", "", "two", "a ~ b", "and ~ too", "three"])
 
 
 @every_mode

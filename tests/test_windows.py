@@ -4,6 +4,7 @@ import random
 import warnings
 
 import pytest
+import torch
 
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.encoder import ListTooLongError
@@ -196,3 +197,14 @@ def test_a_query_that_leaves_no_room_for_two_documents_is_said():
     small = QRRetriever(retriever.model, retriever.tokenizer, heads=HEADS, context_length=around + 14)
     with pytest.raises(ValueError, match=r"leaves \d+ of the \d+ tokens .* use a shorter query"):
         small.rank("ship " * 20, ["A ship passed the lighthouse.", "The keeper slept.", "Fog came at noon."])
+
+
+def test_what_is_not_finite_is_named_by_its_place_in_the_list():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    (token,) = tokenizer.encode("~", add_special_tokens=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = float("nan")
+    docs = documents()
+    docs[1] = f"{docs[1]} ~"
+    with pytest.raises(FloatingPointError, match="head 0 to document 1 is not finite"):
+        QRRetriever(model, tokenizer, heads=[(1, 0)], context_length=300).rank(QUERY, docs)
