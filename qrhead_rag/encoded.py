@@ -146,7 +146,7 @@ class EncodedPassages:
     @classmethod
     def _join(cls, encoder: Encoder, parts: Sequence[Self]) -> Self:
         """One list of several, in their order; what they have run is not run again."""
-        whole = SeparateList(encoder)
+        whole = _late_list(encoder, SeparateList(encoder))
         for part in parts:
             whole.take_over(_late_list(encoder, part._list))
         return cls(encoder, [passage for part in parts for passage in part], held=whole)
@@ -203,10 +203,10 @@ class EncodedPassages:
         with self._encoder.lock:
             found = self.scored([check_query(query) for query in queries])
             passages, blank, truncated = list(self._passages), self._blank().tolist(), self.truncated
-            counts = None
-            if selection.max_tokens is not None:
-                count = token_counter or self._encoder.tokenizer.count
-                counts = [count(passage.content) for passage in passages]
+        counts = None
+        if selection.max_tokens is not None:  # without the lock, which a caller's counter may wait for elsewhere
+            count = token_counter or self._encoder.count_tokens
+            counts = [count(passage.content) for passage in passages]
         rankings = []
         for query, (scores, evidence) in zip(queries, found, strict=True):
             ranking = sorted(rank_order(scores), key=lambda place: blank[place])

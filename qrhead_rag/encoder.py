@@ -43,7 +43,8 @@ class ReadingOptions(BaseModel):
             whole.
         batch_tokens: under `independent` and `late`, tokens that run through the model together: those of documents,
             padding, and the opening of the prompt before each; bounds memory, and keeps an accelerator busy.
-        cache_bytes: what the retriever may keep of lists and passages it has read, in bytes; 0 keeps nothing.
+        cache_bytes: what the retriever may keep of lists and passages it has read, in bytes, and as much again of
+            conversations, where memories use it; 0 keeps nothing.
         key_dtype: how `late` stores keys.
     """
 
@@ -112,6 +113,11 @@ class Encoder:
             "longest_piece": self.longest_piece(),
             "opening": self.tokenizer.opening(self.template),
         }
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, read as plain text by the model's tokenizer."""
+        with self.lock:
+            return self.tokenizer.count(text)
 
     def room(self, query: str | None) -> float:
         """Tokens that a prompt has left for documents; with no query known, some are kept free for one.
@@ -208,10 +214,10 @@ class Reading:
         sizes = torch.bincount(document_of - OUTSIDE, minlength=num_documents + 1).tolist()  # those of none first
         of_documents = contributions[order].split_with_sizes(sizes)[1:]
         offsets = self.offsets[order].split_with_sizes(sizes)[1:]
-        return scores, [
-            Evidence(of_documents[place], offsets[place], self.labels[place]) if place in self.labels else None
-            for place in range(num_documents)
-        ]
+        found: list[Evidence | None] = [None] * num_documents
+        for place, label in self.labels.items():  # on their own: a slice would be kept, and pickled, with its whole
+            found[place] = Evidence(of_documents[place].clone(), offsets[place].clone(), label)
+        return scores, found
 
     def _scores(self, calibrated: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
         num_pieces = len(self.document_of_piece)

@@ -2,7 +2,8 @@
 
 Frameworks hand over the whole conversation at every turn, and one component may serve many. A conversation is therefore
 recognised by its turns: under `late` and `independent` a new turn costs its own tokens and a query, under `listwise`
-what follows the first changed token. A turn that is edited or forgotten leaves the list, with all that was read of it.
+what follows the first changed token. A turn that is edited or forgotten leaves the list, with all that was read of it,
+at the next ranking of a conversation of which at least half remains.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from threading import Lock
 from weakref import WeakKeyDictionary
 
 from qrhead_rag.encoded import EncodedPassages
-from qrhead_rag.encoder import EncodedList
+from qrhead_rag.encoder import EncodedList, ListTooLongError, warn_caller
 from qrhead_rag.heads import Mode
 from qrhead_rag.passage import as_passages
 from qrhead_rag.ranking import Ranking
@@ -25,7 +26,7 @@ NEIGHBOUR_SHARE = 0.3
 """What a turn gets of the scores of the turns beside it, which often name what it calls "he" or "there". On 90
 questions about two LoCoMo conversations the evidence was within 750 tokens for 74% instead of 68% (`late`)."""
 
-_KEPT = 64  # conversations, and rankings, of one retriever
+_REMEMBERED = 1024  # rankings of one retriever
 
 
 class HistoryScorerOptions(ScorerOptions):
@@ -44,6 +45,8 @@ def rank_history(scorer: QRRetriever, query: str, texts: Sequence[str]) -> tuple
     What was run of a conversation is kept for its next turn, within the `cache_bytes` of the scorer; one that is no
     longer asked makes room for newer ones. The latest rankings are remembered too, by a digest of their texts: an agent
     asks for its memory again at every step of a tool loop, each time with the same question and older turns.
+
+    A question that the model's context has no room for is cut to its end, with a warning: a conversation must go on.
     """
     with _making:
         conversations = _of_scorer.get(scorer)
@@ -71,6 +74,7 @@ class _Conversation:
 
     texts: frozenset[str]
     held: EncodedList
+    nbytes: int
 
 
 class _Conversations:
@@ -88,33 +92,48 @@ class _Conversations:
         with self._encoder.lock:
             ranking = self._rankings.pop(key, None)
             if ranking is None:
-                ranking = _with_neighbours(self._rank(scorer, query, texts))
+                ranking = _with_neighbours(self._rank_by_end(scorer, query, texts))
             self._rankings[key] = ranking
-            while len(self._rankings) > _KEPT:
+            while len(self._rankings) > _REMEMBERED:
                 self._rankings.popitem(last=False)
         return ranking
 
+    def _rank_by_end(self, scorer: QRRetriever, query: str, texts: Sequence[str]) -> Ranking:
+        asked = query.strip()
+        while True:
+            try:
+                return self._rank(scorer, asked, texts)
+            except ListTooLongError:
+                if len(asked) < 2:
+                    raise
+            if asked == query.strip():
+                warn_caller(
+                    f"the question is {self._encoder.count_tokens(query)} tokens long, for which the context of the "
+                    "model that ranks the turns has no room; they are ranked by its end"
+                )
+            asked = asked[len(asked) // 2 :].strip()
+
     def _rank(self, scorer: QRRetriever, query: str, texts: Sequence[str]) -> Ranking:
-        passages = as_passages(texts)
+        passages, wanted = as_passages(texts), frozenset(texts)
+        known = self._find(wanted)
         if self._encoder.mode == "listwise" and self._encoder.needs_windows(passages, query):
+            self._replace(known, None)
             return scorer.rank(query, passages)
-        known = self._take(frozenset(texts))
-        encoded = EncodedPassages(self._encoder, passages, query, held=known)
+        encoded = EncodedPassages(self._encoder, passages, query, held=known.held if known else None)
         ranking = encoded.rank(query)
-        self._keep(_Conversation(frozenset(texts), encoded.held))
+        self._replace(known, _Conversation(wanted, encoded.held, encoded.nbytes))
         return ranking
 
-    def _take(self, texts: frozenset[str]) -> EncodedList | None:
-        """The list of the conversation that these texts are of: at least half of its turns are among them."""
-        same = max(self._kept, key=lambda known: len(known.texts & texts), default=None)
-        if same is None or 2 * len(same.texts & texts) < len(same.texts):
-            return None
-        self._kept.remove(same)
-        return same.held
+    def _find(self, texts: frozenset[str]) -> _Conversation | None:
+        """The conversation that these texts are of: at least half of its turns are among them."""
+        alike = [known for known in reversed(self._kept) if 2 * len(known.texts & texts) >= len(known.texts)]
+        return max(alike, key=lambda known: len(known.texts & texts), default=None)
 
-    def _keep(self, conversation: _Conversation) -> None:
-        self._kept.append(conversation)
-        while len(self._kept) > _KEPT or sum(known.held.nbytes for known in self._kept) > self._limit:
+    def _replace(self, known: _Conversation | None, now: _Conversation | None) -> None:
+        self._kept = [kept for kept in self._kept if kept is not known]
+        if now is not None and now.nbytes <= self._limit:  # a larger one costs no other its place
+            self._kept.append(now)
+        while sum(kept.nbytes for kept in self._kept) > self._limit:
             del self._kept[0]
 
 

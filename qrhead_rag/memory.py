@@ -55,8 +55,9 @@ def split_turns(messages: Sequence[Message]) -> list[list[int]]:
             turns.append([])
         if message.answers is not None:
             first = turn_of_call.get(message.answers, len(turns) - 1)
-            turns[first:] = [[earlier for turn in turns[first:] for earlier in turn]]
-            turn_of_call = {call: min(turn, first) for call, turn in turn_of_call.items()}
+            if first < len(turns) - 1:
+                turns[first:] = [[earlier for turn in turns[first:] for earlier in turn]]
+                turn_of_call = {call: min(turn, first) for call, turn in turn_of_call.items()}
         turns[-1].append(place)
         turn_of_call |= dict.fromkeys(message.calls, len(turns) - 1)
     return turns

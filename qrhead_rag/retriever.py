@@ -291,8 +291,7 @@ class QRRetriever:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, read as plain text by the model's tokenizer."""
-        with self._encoder.lock:
-            return self._encoder.tokenizer.count(text)
+        return self._encoder.count_tokens(text)
 
 
 def check_mode(mode: Mode) -> Mode:

@@ -11,6 +11,7 @@ rests that finds nothing, says little of the passages (benchmarks/reports/choice
 Long passages are cut into pieces that are encoded like passages; scores of a passage's best pieces are added up.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -28,7 +29,9 @@ from qrhead_rag.passage_pieces import EncodedPassage, EncodedPiece, JoinedPassag
 from qrhead_rag.prompt import CONSTANT_LABEL, NULL_QUERY
 from qrhead_rag.scoring import calibrate, check_finite
 
-_SAME_MODEL = 0.2  # difference of its keys, by their size, that other dtypes, kernels and quantization may make
+# Difference of its keys, by their size, that other dtypes and quantization make: 0.03 in bfloat16, 0.5 in rough int4.
+# That of unrelated weights is about 1.4.
+_SAME_MODEL = 0.7
 
 
 class SeparateList:
@@ -39,6 +42,7 @@ class SeparateList:
         self._passages: dict[str, EncodedPassage] = {}  # by content
         self._contents: dict[int, str] = {}  # by place
         self._joined: JoinedPassages | None = None
+        self._sliced = False  # the passages are slices of one whole
         self._prefix: DynamicCache | None = None
         self.truncated: frozenset[int] = frozenset()
 
@@ -57,17 +61,20 @@ class SeparateList:
         encoder = self._encoder
         shown = {place: passage.content for place, passage in enumerate(passages) if not passage.is_blank}
         truncated: frozenset[int] = frozenset()
-        if encoder.options.piece_tokens is None:
+        if shown and encoder.options.piece_tokens is None:
             clipped, places = encoder.clip(list(shown.values()), encoder.room(query))
             truncated = frozenset(list(shown)[place] for place in places)
             shown = dict(zip(shown, clipped, strict=True))
         wanted = set(shown.values())
         left = {text: found for text, found in self._passages.items() if text in wanted}
-        if self._joined is not None and len(left) < len(self._passages):
-            # They are slices of a whole that would stay in memory, what has left it included.
+        sliced = self._sliced
+        if sliced and Counter(self._contents.values()) - Counter(shown.values()):
+            # The whole would stay in memory, what has left it included.
             left = {text: EncodedPassage(tuple(p.on_its_own() for p in found.pieces)) for text, found in left.items()}
+            sliced = False
         joined = self._joined if shown == self._contents else None
         # At once, whatever interrupts.
+        self._sliced = sliced
         self._joined, self._contents, self._passages, self.truncated = joined, shown, left, truncated
 
     def take_over(self, other: "SeparateList") -> None:
@@ -86,10 +93,11 @@ class SeparateList:
                 missing.append(text)
             else:
                 self._passages[text] = found
+        limit = None if encoder.options.piece_tokens is None else encoder.longest_piece()
         pieces: dict[str, list[EncodedPiece | None]] = {}
         to_run = []
         for text in missing:
-            ranges = self._piece_ranges(text)
+            ranges = [(0, len(text))] if limit is None else encoder.tokenizer.sentences(text, limit)
             pieces[text] = [None] * len(ranges)
             for number, (start, end) in enumerate(ranges):
                 ids, offsets = encoder.tokenizer.passage(text[start:end])
@@ -163,7 +171,7 @@ class SeparateList:
             keys = {layer: tensor[:, kept].to(self._encoder.reader.device) for layer, tensor in layers.items()}
             pieces[place].append(EncodedPiece(offsets[kept], keys, {}))
         self._passages = {text: EncodedPassage(tuple(pieces[place])) for place, text in self._contents.items()}
-        self._joined = None
+        self._joined, self._sliced = None, True
 
     def _check_state(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
         encoder = self._encoder
@@ -254,14 +262,8 @@ class SeparateList:
                     sliced.append(EncodedPiece(joined.offsets[first : first + len(piece.offsets)], keys, values))
                     start = end
                 self._passages[text] = EncodedPassage(tuple(sliced))
-            self._joined = joined
+            self._joined, self._sliced = joined, True
         return self._joined
-
-    def _piece_ranges(self, text: str) -> list[tuple[int, int]]:
-        limit = self._encoder.longest_piece()
-        if limit is None or self._encoder.options.piece_tokens is None:
-            return [(0, len(text))]
-        return self._encoder.tokenizer.sentences(text, limit)
 
     def _run_batch(
         self, prefix: DynamicCache, rows: Sequence[list[int]]

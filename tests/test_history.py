@@ -122,6 +122,46 @@ def test_conversations_that_begin_alike_do_not_take_each_others_lists():
     assert watched.run("and what else?", theirs) == 0
 
 
+def test_a_conversation_finds_its_own_list_beside_longer_and_many_others():
+    watched = Watched()
+    watched.run("what?", TURNS)
+    watched.run("what?", TURNS[:4])
+    own = watched.retriever.count_tokens(f"[1] {TURNS[4]}")
+    assert watched.run("what?", TURNS[:5]) == pytest.approx(own, abs=4)
+    others = [[f"{number} says: {text}" for text in TURNS[:4]] for number in range(80)]
+    for other in others:
+        watched.run("what?", other)
+    for other in others:
+        assert watched.run("and what else?", other) == 0
+
+
+def test_a_conversation_too_large_to_keep_costs_no_other_its_list():
+    watched = Watched(cache_bytes=60_000)
+    watched.run("what?", TURNS)
+    watched.run("what?", [f"{text} {number}" for number in range(20) for text in TURNS])
+    assert watched.run("and what else?", TURNS) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_question_longer_than_the_context_is_cut_to_its_end(mode):
+    watched = Watched(mode, context_length=400)
+    watched.run("which ships?", TURNS[:4])
+    question = "So it was said again and again. " * 60 + "Which ship passed?"
+    with pytest.warns(UserWarning, match="ranked by its end"):
+        ranking = rank_history(watched.retriever, question, TURNS[:4])
+    assert sorted(ranking) == [0, 1, 2, 3]
+    if mode != "listwise":  # which reads it in windows then
+        assert watched.run("and what else?", TURNS[:4]) == 0
+
+
+def test_a_conversation_that_outgrows_the_context_leaves_its_list():
+    watched = Watched("listwise", context_length=400)
+    watched.run("which ships?", TURNS[:4])
+    with pytest.warns(UserWarning, match="sliding windows"):
+        watched.run("which ships?", TURNS)
+    assert held_texts(watched.retriever) == (set(), 0)
+
+
 def test_what_is_kept_stays_within_the_bound_of_the_retriever():
     none = Watched(cache_bytes=0)
     assert none.run("what?", TURNS) == none.run("and what else?", TURNS) > 0

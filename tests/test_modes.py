@@ -1,6 +1,7 @@
 """The three modes: what they keep serves again, and gives what running everything anew gives."""
 
 import gc
+import pickle
 import random
 import threading
 import time
@@ -422,6 +423,8 @@ def test_what_cannot_be_loaded_is_refused_by_name(tmp_path):
         EncodedPassages.load(path, retriever("independent"))
     with pytest.raises(ValueError, match="expected 'late'"):
         retriever("listwise").encode(DOCUMENTS).save(path)
+    with pytest.raises(ValueError, match="expected 'late'"):
+        EncodedPassages.load([], retriever("listwise"))
     with pytest.raises(FileNotFoundError):
         EncodedPassages.load(tmp_path / "none", retriever("late"))
     whole = path.read_bytes()
@@ -475,6 +478,49 @@ def test_what_is_removed_leaves_memory(mode, places):
     alone = retriever(mode).encode(list(encoded))
     alone.score(QUERY)
     assert encoded.nbytes == alone.nbytes == pytest.approx(held_bytes(encoded.held), rel=0.02)
+
+
+@pytest.mark.parametrize("mode", SEPARATE)
+@pytest.mark.parametrize("before", ["extended", "loaded", "alike"])
+def test_what_is_removed_leaves_memory_whatever_came_before(mode, before, tmp_path):
+    asked = retriever(mode, cache_bytes=0)
+    encoded = asked.encode(["A ship passed."] * 12 if before == "alike" else [f"Ship {n} passed." for n in range(12)])
+    encoded.score(QUERY)
+    if before == "extended":
+        encoded.extend(["One more."])
+    if before == "loaded" and mode == "late":
+        encoded.save(tmp_path / "list.safetensors")
+        encoded = EncodedPassages.load(tmp_path / "list.safetensors", asked)
+    for _ in range(11):
+        encoded.remove(0)
+    assert encoded.nbytes == pytest.approx(held_bytes(encoded.held), rel=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pickled_ranking_grows_with_the_list_and_no_faster(mode):
+    asked = retriever(mode)
+    sizes = [
+        len(pickle.dumps(asked.rank(QUERY, [f"Ship {place} passed." for place in range(number)])))
+        for number in (10, 40)
+    ]
+    assert sizes[1] < 6 * sizes[0]
+
+
+def test_a_callers_token_counter_may_use_the_model_in_another_thread():
+    asked = retriever("late")
+
+    def count(text):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(asked.count_tokens(text)))
+        thread.start()
+        thread.join(10)
+        return found[0]
+
+    for ranking in (
+        asked.encode(DOCUMENTS).rank(QUERY, max_tokens=30, token_counter=count),
+        asked.encode(DOCUMENTS).rank(QUERY, max_tokens=30),
+    ):
+        assert ranking
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -535,7 +581,8 @@ def test_a_blank_list_has_a_ranking_however_long_the_query_is(mode):
     asked = retriever(mode, context_length=150)
     query = "which ships " * 100
     for documents in ([], ["", " \n"]):
-        assert [ranked.score for ranked in asked.rank(query, documents)] == [0.0] * len(documents)
+        for whole in (asked, retriever(mode, context_length=150, piece_tokens=None)):
+            assert [ranked.score for ranked in whole.rank(query, documents)] == [0.0] * len(documents)
     with pytest.raises(ValueError, match="shorter query"):
         asked.rank(query, ["A ship."])
 
