@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 
@@ -25,6 +26,10 @@ class ByteCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Keys and entries, the most recent first."""
+        return ((key, entry) for key, (entry, _) in reversed(self._entries.items()))
+
     def get(self, key: str) -> Any:
         """The entry, which becomes the most recent; None where there is none."""
         if key not in self._entries:
@@ -39,18 +44,20 @@ class ByteCache:
         """
         nbytes, before = entry.nbytes, self._entries.get(key, (None, 0))[1]
         if not 0 < nbytes <= self._limit:
-            if before:
-                self.nbytes -= before
-                del self._entries[key]
+            self.drop(key)
             return
         # No call stands between the entries and their sum, so that an interruption finds them in agreement.
         self._entries[key] = entry, nbytes
         self.nbytes += nbytes - before
         self._entries.move_to_end(key)
         while self.nbytes > self._limit:
-            oldest = next(iter(self._entries))
-            self.nbytes -= self._entries[oldest][1]
-            del self._entries[oldest]
+            self.drop(next(iter(self._entries)))
+
+    def drop(self, key: str) -> None:
+        """Forget an entry, if it is there."""
+        if key in self._entries:
+            self.nbytes -= self._entries[key][1]
+            del self._entries[key]
 
     def clear(self) -> None:
         """Forget everything."""

@@ -6,13 +6,14 @@ what follows the first changed token. A turn that is edited or forgotten leaves 
 at the next ranking of a conversation of which at least half remains.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from threading import Lock
 from weakref import WeakKeyDictionary
 
+from qrhead_rag.byte_cache import ByteCache, content_key
 from qrhead_rag.encoded import EncodedPassages
 from qrhead_rag.encoder import EncodedList, ListTooLongError, warn_caller
 from qrhead_rag.heads import Mode
@@ -74,7 +75,11 @@ class _Conversation:
 
     texts: frozenset[str]
     held: EncodedList
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the list holds."""
+        return self.held.nbytes
 
 
 class _Conversations:
@@ -83,16 +88,16 @@ class _Conversations:
     def __init__(self, scorer: QRRetriever) -> None:
         # With the retriever's own cache a passage would stay after it was forgotten, and be held twice until then.
         self._encoder = replace(scorer.encoder, options=scorer.options.model_copy(update={"cache_bytes": 0}))
-        self._limit = scorer.options.cache_bytes
-        self._kept: list[_Conversation] = []  # the least recently asked first
-        self._rankings: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
+        self._kept = ByteCache(scorer.options.cache_bytes)
+        self._names = map(str, count())
+        self._rankings: OrderedDict[str, tuple[int, ...]] = OrderedDict()
 
     def rank(self, scorer: QRRetriever, query: str, texts: Sequence[str]) -> tuple[int, ...]:
-        key = hashlib.sha256(repr((query, list(texts))).encode("utf-8", "surrogatepass")).digest()
+        key = content_key(query, *texts)
         with self._encoder.lock:
             ranking = self._rankings.pop(key, None)
             if ranking is None:
-                ranking = _with_neighbours(self._rank_by_end(scorer, query, texts))
+                ranking = _best_first(self._rank_by_end(scorer, query, texts))
             self._rankings[key] = ranking
             while len(self._rankings) > _REMEMBERED:
                 self._rankings.popitem(last=False)
@@ -115,29 +120,24 @@ class _Conversations:
 
     def _rank(self, scorer: QRRetriever, query: str, texts: Sequence[str]) -> Ranking:
         passages, wanted = as_passages(texts), frozenset(texts)
-        known = self._find(wanted)
+        name = self._find(wanted) or next(self._names)
+        known = self._kept.get(name)
         if self._encoder.mode == "listwise" and self._encoder.needs_windows(passages, query):
-            self._replace(known, None)
+            self._kept.drop(name)
             return scorer.rank(query, passages)
         encoded = EncodedPassages(self._encoder, passages, query, held=known.held if known else None)
         ranking = encoded.rank(query)
-        self._replace(known, _Conversation(wanted, encoded.held, encoded.nbytes))
+        self._kept.put(name, _Conversation(wanted, encoded.held))
         return ranking
 
-    def _find(self, texts: frozenset[str]) -> _Conversation | None:
-        """The conversation that these texts are of: at least half of its turns are among them."""
-        alike = [known for known in reversed(self._kept) if 2 * len(known.texts & texts) >= len(known.texts)]
-        return max(alike, key=lambda known: len(known.texts & texts), default=None)
-
-    def _replace(self, known: _Conversation | None, now: _Conversation | None) -> None:
-        self._kept = [kept for kept in self._kept if kept is not known]
-        if now is not None and now.nbytes <= self._limit:  # a larger one costs no other its place
-            self._kept.append(now)
-        while sum(kept.nbytes for kept in self._kept) > self._limit:
-            del self._kept[0]
+    def _find(self, texts: frozenset[str]) -> str | None:
+        """Name of the conversation that these texts are of: at least half of its turns are among them."""
+        shared = {name: (len(known.texts & texts), len(known.texts)) for name, known in self._kept}
+        alike = {name: same for name, (same, turns) in shared.items() if 2 * same >= turns}
+        return max(alike, key=alike.__getitem__, default=None)
 
 
-def _with_neighbours(ranked: Ranking) -> tuple[int, ...]:
+def _best_first(ranked: Ranking) -> tuple[int, ...]:
     if ranked.windowed:  # scores of different windows do not compare
         return tuple(passage.index for passage in ranked)
     return tuple(rank_order(with_neighbours([passage.score for passage in sorted(ranked, key=lambda p: p.index)])))
