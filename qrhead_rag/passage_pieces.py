@@ -31,11 +31,11 @@ class EncodedPiece:
         return sum(tensor.nbytes for tensor in (self.offsets, *self.keys.values(), *self.values.values()))
 
     def on_its_own(self) -> "EncodedPiece":
-        """The same, sharing no memory with the list that it was part of."""
+        """The same, sharing no memory with a list that it is a slice of."""
         return EncodedPiece(
-            self.offsets.clone(),
-            {layer: keys.clone() for layer, keys in self.keys.items()},
-            {layer: values.clone() for layer, values in self.values.items()},
+            _on_its_own(self.offsets),
+            {layer: _on_its_own(keys) for layer, keys in self.keys.items()},
+            {layer: _on_its_own(values) for layer, values in self.values.items()},
         )
 
 
@@ -49,6 +49,10 @@ class EncodedPassage:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(piece.nbytes for piece in self.pieces)
+
+    def on_its_own(self) -> "EncodedPassage":
+        """The same, sharing no memory with a list that it is a slice of."""
+        return EncodedPassage(tuple(piece.on_its_own() for piece in self.pieces))
 
 
 class PieceToRun(NamedTuple):
@@ -114,6 +118,20 @@ class JoinedPassages:
         own += [] if self.null is None else [self.null]
         return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values(), *own))
 
+    @property
+    def opening(self) -> int:
+        """Tokens of the prompt's opening that keys and values begin with."""
+        return next(iter(self.keys.values())).shape[1] - len(self.places)
+
+    def piece(self, start: int, end: int) -> EncodedPiece:
+        """The tokens of a piece, as slices."""
+        first, last = self.opening + start, self.opening + end
+        return EncodedPiece(
+            self.offsets[start:end],
+            {layer: keys[:, first:last] for layer, keys in self.keys.items()},
+            {layer: values[:, first:last] for layer, values in self.values.items()},
+        )
+
 
 def join(contents: dict[int, str], passages: dict[str, EncodedPassage], prefix: DynamicCache | None) -> JoinedPassages:
     """Put the passages of a list together, in its order.
@@ -144,3 +162,7 @@ def join(contents: dict[int, str], passages: dict[str, EncodedPassage], prefix: 
         document_of_piece=torch.tensor([place for place, _ in pieces]),
         offsets=torch.cat([piece.offsets for _, piece in pieces]),
     )
+
+
+def _on_its_own(tensor: Tensor) -> Tensor:
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

@@ -145,8 +145,9 @@ def check_finite(attention: Tensor, heads: Sequence[Head], document_of: Tensor, 
     layer, head = heads[row]
     for _, of_layer in sorted(keys.items()):  # the first layer, since a later one may have spread it to other tokens
         broken = ~torch.isfinite(of_layer).all(dim=0).all(dim=-1).cpu()  # (tokens,)
-        for document in document_of[broken & (document_of != OUTSIDE)].tolist():
-            raise NotFiniteError(layer, head, document)
+        documents = document_of[broken & (document_of != OUTSIDE)]
+        if len(documents):
+            raise NotFiniteError(layer, head, int(documents[0]))
     raise NotFiniteError(layer, head, None)
 
 

@@ -42,7 +42,6 @@ class SeparateList:
         self._passages: dict[str, EncodedPassage] = {}  # by content
         self._contents: dict[int, str] = {}  # by place
         self._joined: JoinedPassages | None = None
-        self._sliced = False  # the passages are slices of one whole
         self._prefix: DynamicCache | None = None
         self.truncated: frozenset[int] = frozenset()
 
@@ -67,14 +66,11 @@ class SeparateList:
             shown = dict(zip(shown, clipped, strict=True))
         wanted = set(shown.values())
         left = {text: found for text, found in self._passages.items() if text in wanted}
-        sliced = self._sliced
-        if sliced and Counter(self._contents.values()) - Counter(shown.values()):
-            # The whole would stay in memory, what has left it included.
-            left = {text: EncodedPassage(tuple(p.on_its_own() for p in found.pieces)) for text, found in left.items()}
-            sliced = False
+        if Counter(self._contents.values()) - Counter(shown.values()):
+            # As slices they would keep the whole in memory, what has left it included.
+            left = {text: found.on_its_own() for text, found in left.items()}
         joined = self._joined if shown == self._contents else None
         # At once, whatever interrupts.
-        self._sliced = sliced
         self._joined, self._contents, self._passages, self.truncated = joined, shown, left, truncated
 
     def take_over(self, other: "SeparateList") -> None:
@@ -171,7 +167,7 @@ class SeparateList:
             keys = {layer: tensor[:, kept].to(self._encoder.reader.device) for layer, tensor in layers.items()}
             pieces[place].append(EncodedPiece(offsets[kept], keys, {}))
         self._passages = {text: EncodedPassage(tuple(pieces[place])) for place, text in self._contents.items()}
-        self._joined, self._sliced = None, True
+        self._joined = None
 
     def _check_state(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
         encoder = self._encoder
@@ -240,8 +236,7 @@ class SeparateList:
             )
             attention = encoder.reader.read(cache, parts, key_positions=positions, hidden=length, see_all=True)
         attention = attention[:, :, length:].cpu()
-        before = length if encoder.mode == "independent" else 0
-        keys = {layer: tensor[:, before:] for layer, tensor in joined.keys.items()}
+        keys = {layer: tensor[:, joined.opening :] for layer, tensor in joined.keys.items()}
         check_finite(attention, encoder.heads, joined.document_of_piece[joined.piece_of], keys)
         return attention
 
@@ -251,18 +246,13 @@ class SeparateList:
             prefix = self._run_prefix() if self._encoder.mode == "independent" else None
             joined = join(self._contents, self._passages, prefix)
             # From here on the passages are held once: as slices of what was put together.
-            start = before = 0 if prefix is None else prefix.get_seq_length()
+            start = 0
             for text in self._contents.values():
                 sliced = []
                 for piece in self._passages[text].pieces:
-                    end = start + len(piece.offsets)
-                    keys = {layer: tensor[:, start:end] for layer, tensor in joined.keys.items()}
-                    values = {layer: tensor[:, start:end] for layer, tensor in joined.values.items()}
-                    first = start - before
-                    sliced.append(EncodedPiece(joined.offsets[first : first + len(piece.offsets)], keys, values))
-                    start = end
+                    sliced.append(joined.piece(start, start := start + len(piece.offsets)))
                 self._passages[text] = EncodedPassage(tuple(sliced))
-            self._joined, self._sliced = joined, True
+            self._joined = joined
         return self._joined
 
     def _run_batch(
