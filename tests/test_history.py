@@ -5,12 +5,12 @@ import threading
 import weakref
 
 import pytest
-import torch
 
 import qrhead_rag.history
 from qrhead_rag import QRRetriever
 from qrhead_rag.history import rank_history, with_neighbours
 from qrhead_rag.selection import rank_order
+from tests.held import held_by
 from tests.tiny import tiny_model, tiny_tokenizer
 
 MODES = ["listwise", "independent", "late"]
@@ -47,26 +47,9 @@ def anew(mode, query, texts):
     return tuple(rank_order(with_neighbours(fresh.score(query, texts))))
 
 
-def held_texts(root):
-    """Every string that can be reached from what is kept for a retriever, and the bytes of every tensor."""
-    texts, storages, known, stack = set(), {}, set(), [vars(qrhead_rag.history._of_scorer[root])["_kept"]]
-    while stack:
-        value = stack.pop()
-        if id(value) in known or type(value).__name__ in ("Encoder", "HeadReader", "PromptTokenizer"):
-            continue
-        known.add(id(value))
-        if isinstance(value, str):
-            texts.add(value)
-        elif isinstance(value, torch.Tensor):
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(value, dict):
-            stack += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple | frozenset | set):
-            stack += value
-        elif hasattr(value, "__dict__"):
-            stack += vars(value).values()
-    return texts, sum(storages.values())
+def held_texts(retriever):
+    """The texts and the bytes that are kept of a retriever's conversations."""
+    return held_by(vars(qrhead_rag.history._of_scorer[retriever])["_kept"])
 
 
 @pytest.mark.parametrize("mode", MODES)
