@@ -29,9 +29,9 @@ versions: .venv/.oldest-ready
 	PYTHONPATH=$(CURDIR)/.venv/oldest PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p pytest_asyncio.plugin \
 		-p no:cacheprovider -W default $(VERSION_TESTS)
 
-VERSION_TESTS := $(addprefix tests/,$(addsuffix .py,test_versions test_imports test_attention test_parity test_prompt \
-	test_heads test_scorer test_explain test_langchain_reranker test_langchain_messages test_langchain_middleware \
-	test_llama_index_reranker test_llama_index_memory test_frameworks))
+VERSION_TESTS := $(addprefix tests/,$(addsuffix .py,test_versions test_imports $(addprefix core/test_,attention parity prompt heads) \
+	ranking/test_explain frameworks/test_scorer $(addprefix integrations/test_,frameworks langchain_reranker langchain_messages \
+	langchain_middleware llama_index_reranker llama_index_memory)))
 
 soak: .venv/.test-ready
 	$(BIN)/pytest -m soak

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import qrhead_rag.attention
-import qrhead_rag.prompt
-import qrhead_rag.separate
+import qrhead_rag.core.attention
+import qrhead_rag.core.prompt
+import qrhead_rag.ranking.per_passage
 from benchmarks.warm import HEADS
 from qrhead_rag import LabelledExample, Passage, QRRetriever
-from qrhead_rag.attention import HeadReader
-from qrhead_rag.datasets import load_examples, ordered, sampled
-from qrhead_rag.heads import Mode
-from qrhead_rag.metrics import measure, paired_test
-from qrhead_rag.separate import EncodedPassage, SeparateList
+from qrhead_rag.core.attention import HeadReader
+from qrhead_rag.core.heads import Mode
+from qrhead_rag.datasets.load import load_examples, ordered, sampled
+from qrhead_rag.evaluate.metrics import measure, paired_test
+from qrhead_rag.ranking.per_passage import EncodedPassage, SeparateList
 
 Change = Callable[[], Any]
 
@@ -31,8 +31,8 @@ Change = Callable[[], Any]
 @contextmanager
 def label(text: str) -> Iterator[None]:
     with (
-        patch.object(qrhead_rag.prompt, "CONSTANT_LABEL", text),
-        patch.object(qrhead_rag.separate, "CONSTANT_LABEL", text),
+        patch.object(qrhead_rag.core.prompt, "CONSTANT_LABEL", text),
+        patch.object(qrhead_rag.ranking.per_passage, "CONSTANT_LABEL", text),
     ):
         yield
 
@@ -42,12 +42,12 @@ def position(tokens: int) -> Any:
 
 
 def temperature(value: float) -> Any:
-    plain = qrhead_rag.attention.eager_weights
+    plain = qrhead_rag.core.attention.eager_weights
 
     def weights(module, heads, query, *rest):  # scaling the query scales its product with every key
         return plain(module, heads, query / value, *rest)
 
-    return patch.object(qrhead_rag.attention, "eager_weights", weights)
+    return patch.object(qrhead_rag.core.attention, "eager_weights", weights)
 
 
 def opening_seen() -> Any:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qrhead_rag import Passage, QRRetriever
+from qrhead_rag.core.prompt import INSTRUCTION
 from qrhead_rag.demo import Question, load_handbook
-from qrhead_rag.encoded import EncodedPassages
-from qrhead_rag.prompt import INSTRUCTION
+from qrhead_rag.ranking.encoded import EncodedPassages
 
 MODES = ("listwise", "independent", "late")
 LENGTH = 10

@@ -15,11 +15,11 @@ from pathlib import Path
 from torch import Tensor
 
 from qrhead_rag import LabelledExample, QRRetriever
-from qrhead_rag.datasets import load_examples
-from qrhead_rag.first_stage import BM25
-from qrhead_rag.heads import parse_heads
-from qrhead_rag.metrics import measure
-from qrhead_rag.scoring import document_scores, masked
+from qrhead_rag.core.heads import parse_heads
+from qrhead_rag.core.scoring import document_scores, masked
+from qrhead_rag.datasets.bm25 import BM25
+from qrhead_rag.datasets.load import load_examples
+from qrhead_rag.evaluate.metrics import measure
 
 PIECES = (128, 192, 256, 384, 4096)  # the largest leaves most chapters whole
 METRIC = "R@3"

@@ -19,7 +19,7 @@ from scipy.stats import kendalltau
 
 from benchmarks.warm import HEADS
 from qrhead_rag import LabelledExample, QRRetriever
-from qrhead_rag.datasets import load_examples, ordered, sampled
+from qrhead_rag.datasets.load import load_examples, ordered, sampled
 
 MODES = ("listwise", "independent", "late")
 DTYPES = ("float16", "bfloat16")

@@ -25,9 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.warm import HEADS, stretches
 from qrhead_rag import QRRetriever
+from qrhead_rag.cluster.pool import Pool
+from qrhead_rag.cluster.rank import rank_dataset
 from qrhead_rag.files import write_json_lines
-from qrhead_rag.ray_pool import Pool
-from qrhead_rag.ray_rank import rank_dataset
 
 POOL = Pool(concurrency=(2, 2), cpus=1)
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from qrhead_rag.generation import Writer
-from qrhead_rag.windows import slide
+from qrhead_rag.evaluate.writer import Writer
+from qrhead_rag.ranking.windows import slide
 
 RANK_GPT = os.environ.get("RANK_GPT")  # None is the embedded model
 CROSS_ENCODER = os.environ.get("CROSS_ENCODER", "cross-encoder/ms-marco-MiniLM-L6-v2")

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from qrhead_rag import QRRetriever  # noqa: E402
 from qrhead_rag.demo import load_handbook  # noqa: E402
-from tests.browser import draw  # noqa: E402
+from tests.helpers.browser import draw  # noqa: E402
 
 QUERY = "May I ride in the elevator together with my filled dewar?"
 PICTURE = ROOT / "notebooks" / "explanation.png"

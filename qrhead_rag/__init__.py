@@ -4,24 +4,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qrhead_rag.encoded import EncodedPassages
-    from qrhead_rag.examples import LabelledExample
-    from qrhead_rag.heads import HeadSet
-    from qrhead_rag.passage import Passage
-    from qrhead_rag.ranking import RankedPassage, Ranking
-    from qrhead_rag.retriever import QRRetriever
+    from qrhead_rag.core.heads import HeadSet
+    from qrhead_rag.core.passage import Passage
+    from qrhead_rag.datasets.examples import LabelledExample
+    from qrhead_rag.ranking.encoded import EncodedPassages
+    from qrhead_rag.ranking.result import RankedPassage, Ranking
+    from qrhead_rag.ranking.retriever import QRRetriever
 
 __version__ = "0.1.0"
 __all__ = ["EncodedPassages", "HeadSet", "LabelledExample", "Passage", "QRRetriever", "RankedPassage", "Ranking"]
 
 _FILES = {
-    "EncodedPassages": "encoded",
-    "HeadSet": "heads",
-    "LabelledExample": "examples",
-    "Passage": "passage",
-    "QRRetriever": "retriever",
-    "RankedPassage": "ranking",
-    "Ranking": "ranking",
+    "EncodedPassages": "ranking.encoded",
+    "HeadSet": "core.heads",
+    "LabelledExample": "datasets.examples",
+    "Passage": "core.passage",
+    "QRRetriever": "ranking.retriever",
+    "RankedPassage": "ranking.result",
+    "Ranking": "ranking.result",
 }
 
 

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qrhead_rag.first_stage import BM25, require_extra
-from qrhead_rag.passage import Passage, check_query
-from qrhead_rag.ranking import Ranking
-from qrhead_rag.retriever import QRRetriever
-from qrhead_rag.shading import shaded, strongest
+from qrhead_rag.core.passage import Passage, check_query
+from qrhead_rag.datasets.bm25 import BM25, require_extra
+from qrhead_rag.ranking.result import Ranking
+from qrhead_rag.ranking.retriever import QRRetriever
+from qrhead_rag.show.terminal import shaded, strongest
 
 SHOWN_GAINS = 3
 SHOWN_PLACES = 5

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qrhead_rag import QRRetriever
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 _THREADS = torch.get_num_threads()
 

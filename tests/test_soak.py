@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.encoded import EncodedPassages
-from tests.tiny import tiny_model, tiny_tokenizer
+from qrhead_rag.ranking.encoded import EncodedPassages
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 THREADS = 8
 GROWTH = 1.03

@@ -14,9 +14,9 @@ from llama_index.postprocessor.qrhead import QRHeadMemory
 from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranker
 
 from qrhead_rag import QRRetriever
-from qrhead_rag.embedding import EmbeddingModel
-from qrhead_rag.loading import load_generator
-from tests.tiny import tiny_model, tiny_tokenizer
+from qrhead_rag.evaluate.embedding import EmbeddingModel
+from qrhead_rag.models.loading import load_generator
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 # The hook sees and refuses every connection and every look-up of a name, also one whose failure is passed over.

@@ -7,7 +7,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests.alone import ROOT, normalized, required
+from tests.helpers.alone import ROOT, normalized, required
 
 OLDEST = ROOT / ".venv" / "oldest"
 PROJECTS = [ROOT, *sorted((ROOT / "integrations").iterdir())]

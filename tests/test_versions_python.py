@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from tests.alone import ROOT
+from tests.helpers.alone import ROOT
 
 PYTHONS = ["3.12", "3.13"]
 READ = f"""

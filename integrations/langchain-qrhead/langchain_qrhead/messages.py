@@ -18,9 +18,9 @@ from langchain_core.messages import (
 from langchain_core.messages.utils import count_tokens_approximately
 
 from qrhead_rag import QRRetriever
-from qrhead_rag.history import HistoryScorerOptions, rank_history
-from qrhead_rag.memory import KEEP_LAST, Message, choose_messages
-from qrhead_rag.scorer import ScorerOptions
+from qrhead_rag.frameworks.conversation import HistoryScorerOptions, rank_history
+from qrhead_rag.frameworks.memory import KEEP_LAST, Message, choose_messages
+from qrhead_rag.frameworks.scorer import ScorerOptions
 
 TokenCounter: TypeAlias = (
     Callable[[list[BaseMessage]], int] | Callable[[BaseMessage], int] | BaseLanguageModel[Any] | Literal["approximate"]

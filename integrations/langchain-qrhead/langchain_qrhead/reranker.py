@@ -8,9 +8,9 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import model_validator
 
-from qrhead_rag.passage import Passage
-from qrhead_rag.scorer import ScorerOptions
-from qrhead_rag.selection import Selection
+from qrhead_rag.core.passage import Passage
+from qrhead_rag.core.selection import Selection
+from qrhead_rag.frameworks.scorer import ScorerOptions
 
 RELEVANCE_SCORE = "relevance_score"
 

@@ -10,8 +10,8 @@ from llama_index.core.memory import Memory
 from llama_index.core.prompts import RichPromptTemplate
 from pydantic import Field, field_validator
 
-from qrhead_rag.history import HistoryScorerOptions, rank_history
-from qrhead_rag.memory import KEEP_LAST, Message, choose_messages
+from qrhead_rag.frameworks.conversation import HistoryScorerOptions, rank_history
+from qrhead_rag.frameworks.memory import KEEP_LAST, Message, choose_messages
 
 _SYSTEM = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
 _RESULT = (MessageRole.TOOL, MessageRole.FUNCTION)

@@ -9,10 +9,10 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import model_validator
 
-from qrhead_rag.heads import EMBEDDED_MODEL
-from qrhead_rag.passage import Passage
-from qrhead_rag.scorer import ScorerOptions
-from qrhead_rag.selection import Selection
+from qrhead_rag.core.heads import EMBEDDED_MODEL
+from qrhead_rag.core.passage import Passage
+from qrhead_rag.core.selection import Selection
+from qrhead_rag.frameworks.scorer import ScorerOptions
 
 RETRIEVAL_SCORE = "retrieval_score"
 

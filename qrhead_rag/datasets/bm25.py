@@ -1,0 +1,74 @@
+"""First-stage retrieval with BM25 (Robertson and Zaragoza 2009, through bm25s): candidate lists for data sets that come
+without them, hard negatives, and the baseline the rerankers are compared with. Needs the extra `eval`.
+"""
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+from qrhead_rag.datasets.examples import LabelledExample
+
+
+def require_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Raises:
+        ImportError: it is not installed; the message has the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is missing; install it with: pip install 'qrhead-rag[{extra}]'") from error
+
+
+class BM25:
+    """An index over texts, with Lucene's formula, k1 1.5 and b 0.75.
+
+    Words are cut as bm25s cuts them by default: runs of two or more word characters, lower-cased, without the English
+    stop words; nothing is stemmed.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._bm25s = require_extra("bm25s", "eval")
+        self._index = self._bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+        self._size = len(texts)
+        self._index.index(self._words(texts), show_progress=False)
+
+    def _words(self, texts: Sequence[str]) -> list[list[str]]:
+        words: list[list[str]] = self._bm25s.tokenize(list(texts), return_ids=False, show_progress=False)
+        return words
+
+    def scores(self, query: str) -> list[float]:
+        """The score of every text, in the order they were given."""
+        known = self._index.get_tokens_ids(self._words([query])[0])
+        if not known:
+            return [0.0] * self._size
+        scores: list[float] = self._index.get_scores_from_ids(known).tolist()
+        return scores
+
+    def best(self, query: str, count: int) -> list[int]:
+        """Indices of the best `count` texts, best first; equal scores keep the order of the texts."""
+        scores = self.scores(query)
+        return sorted(range(self._size), key=lambda index: -scores[index])[:count]
+
+
+def shortened(example: LabelledExample, candidates: int) -> LabelledExample:
+    """The documents of one list that BM25 ranks best, best first; a shorter list is left as it is.
+
+    Relevant documents that are not among them become `missed`, as they would be lost to any reranker.
+    """
+    if len(example.documents) <= candidates:
+        return example
+    kept = BM25([document.content for document in example.documents]).best(example.query, candidates)
+    grades = example.judgements
+    found = [place for place, index in enumerate(kept) if index in grades]
+    return LabelledExample(
+        query=example.query,
+        documents=tuple(example.documents[index] for index in kept),
+        relevant=tuple(found),
+        grades=tuple(grades[kept[place]] for place in found),
+        missed=example.missed + tuple(grade for index, grade in grades.items() if index not in kept),
+        id=example.id,
+        answer=example.answer,
+        metadata=example.metadata,
+    )

@@ -1,0 +1,101 @@
+"""Reader of CLIPPER (Pham et al., arXiv 2502.14854): claims about a book, its chapters as documents. The folder holds
+
+    books/<book>/<chapter>.txt   the chapters, numbered from 1
+    claims/<book>.csv            facts, corrupted_facts, source ("Chapter 1, 2") and columns that are not used
+
+The false twin of a claim (`corrupted_facts`) goes into its metadata.
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from qrhead_rag.core.passage import Passage
+from qrhead_rag.datasets.examples import Found, LabelledExample, MalformedRecord, foreign_bytes, read_text, reason
+
+_NUMBERS = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
+
+
+def read_clipper(folder: Path) -> Found:
+    """CLIPPER, one example a claim: the true claim (`facts`) is the query, the chapters it is drawn from are relevant.
+
+    The metadata has the book and `corrupted_facts`, the false twin of the claim.
+
+    Raises:
+        FileNotFoundError: no claims folder or no csv file in it.
+    """
+    files = sorted((folder / "claims").glob("*.csv"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder / 'claims'} has no csv files; expected claims/<book>.csv and books/<book>/*.txt"
+        )
+    for path in files:
+        yield from _claims(path, folder / "books" / path.stem)
+
+
+def _claims(path: Path, book: Path) -> Found:
+    chapters: list[Passage] = []
+    for found in _chapters(book):
+        if isinstance(found, MalformedRecord):
+            yield found
+            return
+        chapters.append(found)
+    if not chapters:
+        yield MalformedRecord(path, 1, f"no chapters beside these claims: expected numbered texts, {book}/1.txt and on")
+        return
+    documents = tuple(chapters)  # shared by all claims of the book
+    places = {int(chapter.id or 0): place for place, chapter in enumerate(documents)}
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        rows = csv.DictReader(stream)
+        line, number = 2, 0
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                yield MalformedRecord(path, line, f"not CSV: {error}; nothing after it was read")
+                return
+            if row is None:
+                return
+            try:
+                yield LabelledExample(
+                    id=f"{book.name}:{number}",
+                    query=_cell(row, "facts"),
+                    answer="true",
+                    documents=documents,
+                    relevant=_relevant(_cell(row, "source"), places),
+                    metadata={"book": book.name, "corrupted_facts": _cell(row, "corrupted_facts")},
+                )
+            except ValueError as error:
+                yield MalformedRecord(path, line, reason(error))
+            line, number = rows.line_num + 1, number + 1
+
+
+def _chapters(book: Path) -> Iterator[Passage | MalformedRecord]:
+    for number, path in sorted((int(path.stem), path) for path in book.glob("*.txt") if path.stem.isdecimal()):
+        text = read_text(path)
+        lines = enumerate(text.split("\n"), start=1)
+        bad = next((MalformedRecord(path, line, found) for line, one in lines if (found := foreign_bytes(one))), None)
+        yield bad or Passage(text=text.strip(), title=f"Chapter {number}", id=str(number))
+
+
+def _cell(row: dict[str, str | None], column: str) -> str:
+    value = row.get(column)
+    if not value or not value.strip():
+        raise ValueError(f"column {column!r} is empty or missing; found columns {[name for name in row if name]}")
+    if foreign := foreign_bytes(value):
+        raise ValueError(f"column {column!r}: {foreign}")
+    return value.strip()
+
+
+def _relevant(source: str, places: dict[int, int]) -> tuple[int, ...]:
+    """Places of the chapters that `source` names: "Chapter 3", "Chapters 1, 2, 4", "Chapters 3-5"."""
+    found: set[int] = set()
+    for first, last in _NUMBERS.findall(source):
+        begin, end = int(first), int(last or first)
+        found |= {begin, end, *range(begin, min(end, max(places)) + 1)}  # a slip of the pen may name billions
+    if not found:
+        raise ValueError(f"source {source!r} names no chapter; expected numbers, as in 'Chapters 1, 2, 4'")
+    if absent := sorted(found - set(places)):
+        raise ValueError(f"source {source!r} names chapters {absent}, the book has {sorted(places)}")
+    return tuple(sorted(places[chapter] for chapter in found))

@@ -1,0 +1,79 @@
+"""A file of passages, as the command line takes it: text with a document a line, or JSON lines."""
+
+import json
+from typing import Any, Literal, TypeAlias
+
+from qrhead_rag.core.passage import Passage
+from qrhead_rag.files import parse_json
+
+FileFormat: TypeAlias = Literal["txt", "jsonl"]
+
+
+def parse_passages(content: bytes, file_format: FileFormat, name: str) -> list[tuple[int, Passage]]:
+    """The passages of a file, each with the number of its line, from 1. Blank lines are no passages.
+
+    Args:
+        content: what the file holds, in UTF-8.
+        file_format: "txt" (a document a line) or "jsonl" (an object a line: text, perhaps title and id; what else it
+            has becomes metadata).
+        name: the file's name, for messages.
+
+    Raises:
+        ValueError: not UTF-8, or a malformed line; the message has file, line and what was expected.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = 1 + content.count(b"\n", 0, error.start)
+        raise ValueError(f"{name}:{place}: not UTF-8 (byte {content[error.start]:#04x}); convert the file") from error
+    passages = []
+    # str.splitlines would also cut at U+2028 and its like, which may stand inside a text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        if file_format == "txt":
+            passages.append((number, Passage(text=line.removesuffix("\r"))))
+            continue
+        try:
+            passages.append((number, passage_of(_parsed(line))))
+        except ValueError as error:
+            raise ValueError(f"{name}:{number}: {error}") from error
+    return passages
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return parse_json(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+
+
+def passage_of(value: Any) -> Passage:
+    """The passage that a JSON value describes: text, perhaps title and id; what else it has becomes metadata.
+
+    Raises:
+        ValueError: not an object, or a field of the wrong type; the message names it and what was found.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f'found a JSON {type(value).__name__}; expected an object like {{"text": "..."}}')
+    record = dict(value)
+    text, title, identifier = record.pop("text", None), record.pop("title", None), record.pop("id", None)
+    if not isinstance(text, str):
+        raise ValueError(f"text is {text!r:.40}; expected a string")
+    if not isinstance(title, str | None):
+        raise ValueError(f"title is {title!r:.40}; expected a string or none")
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int | None):
+        raise ValueError(f"id is {identifier!r:.40}; expected a string, a whole number or none")
+    return Passage(
+        text=text,
+        title=title,
+        id=None if identifier is None else str(identifier),
+        metadata=_metadata(record),
+    )
+
+
+def _metadata(left: dict[str, Any]) -> dict[str, Any]:
+    inner = left.pop("metadata", None)
+    if not isinstance(inner, dict | None):
+        raise ValueError(f"metadata is {inner!r:.40}; expected an object or none")
+    return left | (inner or {})

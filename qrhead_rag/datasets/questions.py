@@ -1,0 +1,243 @@
+"""Readers of question sets, whose records carry their own passages: QRHead's JSON, HotpotQA (and 2WikiMultihopQA, which
+shares its format), MuSiQue, retriever output as DPR writes it (Natural Questions), and plain JSONL.
+
+Each format is a pydantic model of its record; fields that are not used are not asked for.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+
+from qrhead_rag.core.passage import Passage
+from qrhead_rag.datasets.bm25 import BM25
+from qrhead_rag.datasets.examples import Found, LabelledExample, json_records, parse_records
+from qrhead_rag.files import write_json_lines
+
+FILLED_TO = 20  # documents in a list made by adding negatives, where the caller names no number
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Paragraph(_Record):
+    idx: int | str
+    title: str | None = None
+    paragraph_text: str
+    is_supporting: bool = False
+
+    def passage(self) -> Passage:
+        return Passage(text=self.paragraph_text.strip(), title=self.title or None, id=str(self.idx))
+
+
+class _QRHead(_Record):
+    idx: int | str
+    question: str
+    paragraphs: list[_Paragraph]
+    gt_docs: list[int | str]
+
+
+def read_qrhead(path: Path) -> Found:
+    """The JSON of the published QRHead code: idx, question, paragraphs[idx, title, paragraph_text], gt_docs."""
+
+    def examples(record: _QRHead, place: int) -> Iterator[LabelledExample]:
+        ids = [str(paragraph.idx) for paragraph in record.paragraphs]
+        yield LabelledExample(
+            id=str(record.idx),
+            query=record.question,
+            documents=tuple(paragraph.passage() for paragraph in record.paragraphs),
+            relevant=_places(ids, [str(name) for name in record.gt_docs], "gt_docs", "paragraph idx"),
+        )
+
+    return parse_records(path, json_records(path), _QRHead, examples)
+
+
+class _HotpotQA(_Record):
+    id: str | None = Field(None, validation_alias=AliasChoices("_id", "id"))
+    question: str
+    answer: str | None = None
+    context: list[tuple[str, list[str]]]
+    supporting_facts: list[tuple[str, int]]
+    type: str | None = None
+    level: str | None = None
+
+    @field_validator("context", "supporting_facts", mode="before")
+    @classmethod
+    def _columns_to_rows(cls, value: Any) -> Any:
+        # the copy on the Hugging Face hub keeps columns: {"title": [...], "sentences": [...]}
+        if isinstance(value, dict) and "title" in value and len(value) == 2:
+            other = next(name for name in value if name != "title")
+            return list(zip(value["title"], value[other], strict=True))
+        return value
+
+
+def read_hotpotqa(path: Path) -> Found:
+    """HotpotQA and 2WikiMultihopQA: context[title, sentences], supporting_facts[title, sentence].
+
+    A paragraph is relevant when a supporting fact names its title.
+    """
+
+    def examples(record: _HotpotQA, place: int) -> Iterator[LabelledExample]:
+        titles = [title for title, _ in record.context]
+        wanted = {title for title, _ in record.supporting_facts}
+        if absent := sorted(wanted - set(titles)):
+            raise ValueError(f"supporting_facts name {absent}, which are no titles of the context {titles}")
+        yield LabelledExample(
+            id=record.id or str(place),
+            query=record.question,
+            answer=record.answer,
+            documents=tuple(
+                Passage(title=title, text=" ".join(sentence.strip() for sentence in sentences), id=title)
+                for title, sentences in record.context
+            ),
+            relevant=tuple(index for index, title in enumerate(titles) if title in wanted),
+            metadata={"type": record.type, "level": record.level},
+        )
+
+    return parse_records(path, json_records(path), _HotpotQA, examples)
+
+
+class _MuSiQue(_Record):
+    id: str
+    question: str
+    answer: str | None = None
+    answer_aliases: list[str] = []
+    paragraphs: list[_Paragraph]
+
+
+def read_musique(path: Path) -> Found:
+    """MuSiQue: paragraphs[idx, title, paragraph_text, is_supporting]; an unanswerable question has no relevant one."""
+
+    def examples(record: _MuSiQue, place: int) -> Iterator[LabelledExample]:
+        yield LabelledExample(
+            id=record.id,
+            query=record.question,
+            answer=record.answer,
+            documents=tuple(paragraph.passage() for paragraph in record.paragraphs),
+            relevant=tuple(i for i, paragraph in enumerate(record.paragraphs) if paragraph.is_supporting),
+            metadata={"answers": record.answer_aliases},
+        )
+
+    return parse_records(path, json_records(path), _MuSiQue, examples)
+
+
+class _Context(_Record):
+    id: str | int | None = None
+    title: str | None = None
+    text: str
+    hasanswer: bool = Field(False, validation_alias=AliasChoices("hasanswer", "has_answer"))
+    isgold: bool | None = None
+
+    def passage(self) -> Passage:
+        return Passage(text=self.text, title=self.title or None, id=None if self.id is None else str(self.id))
+
+
+class _DPR(_Record):
+    id: str | int | None = None
+    question: str
+    answers: list[str]
+    ctxs: list[_Context]
+
+
+def read_dpr(path: Path, candidates: int | None = None) -> Found:
+    """Retriever output as DPR writes it: question, answers, ctxs[title, text, hasanswer, isgold].
+
+    Relevant are the passages marked `isgold`, or those with `hasanswer` where none says `isgold`. Lists that hold
+    nothing but relevant passages are filled with the passages of the whole file that BM25 ranks best for the question,
+    leaving out those in which one of the answers stands; the relevant ones take their place among them by BM25.
+
+    Args:
+        path: the file.
+        candidates: how long a filled list becomes (20 where None).
+    """
+
+    def examples(record: _DPR, place: int) -> Iterator[LabelledExample]:
+        marked = any(context.isgold is not None for context in record.ctxs)
+        yield LabelledExample(
+            id=str(place if record.id is None else record.id),
+            query=record.question,
+            answer=record.answers[0] if record.answers else None,
+            documents=tuple(context.passage() for context in record.ctxs),
+            relevant=tuple(
+                i for i, context in enumerate(record.ctxs) if (context.isgold if marked else context.hasanswer)
+            ),
+            metadata={"answers": record.answers},
+        )
+
+    found = list(parse_records(path, json_records(path), _DPR, examples))
+    bare = [one for one in found if isinstance(one, LabelledExample) and len(one.relevant) == len(one.documents)]
+    if not bare:
+        return iter(found)
+    pool = list({(passage.title, passage.text): passage for one in bare for passage in one.documents}.values())
+    index = BM25([passage.content for passage in pool])
+    filled = {id(one): _filled(one, pool, index, candidates or FILLED_TO) for one in bare}
+    return (filled.get(id(one), one) for one in found)
+
+
+def _filled(example: LabelledExample, pool: Sequence[Passage], index: BM25, length: int) -> LabelledExample:
+    gold = {(passage.title, passage.text) for passage in example.documents}
+    answers = [re.escape(answer) for answer in example.metadata["answers"] if answer.strip()]
+    answered = re.compile(rf"(?<!\w)(?:{'|'.join(answers)})(?!\w)", re.IGNORECASE) if answers else None
+    chosen: list[Passage] = []
+    negatives = 0
+    for passage in (pool[place] for place in index.best(example.query, len(pool))):
+        if (passage.title, passage.text) in gold:
+            chosen.append(passage)
+        elif negatives < length - len(gold) and not (answered and answered.search(passage.content)):
+            chosen.append(passage)
+            negatives += 1
+    relevant = tuple(i for i, passage in enumerate(chosen) if (passage.title, passage.text) in gold)
+    return example.model_copy(update={"documents": tuple(chosen), "relevant": relevant})
+
+
+class _Plain(_Record):
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | int | None = None
+    query: str = Field(validation_alias=AliasChoices("query", "question"))
+    documents: list[str | Passage]
+    relevant: list[int] | list[str]
+    grades: list[int] = []
+    missed: list[int] = []
+    answer: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+def read_jsonl(path: Path) -> Found:
+    """Plain JSONL, one LabelledExample a line: query, documents (texts, or objects with text, title, id), relevant.
+
+    `relevant` are indices into documents, or document ids where they are strings. `write_jsonl` writes this format.
+    """
+
+    def examples(record: _Plain, place: int) -> Iterator[LabelledExample]:
+        documents = [Passage(text=one) if isinstance(one, str) else one for one in record.documents]
+        named = [name for name in record.relevant if isinstance(name, str)]
+        ids = [document.id or "" for document in documents]
+        yield LabelledExample(
+            id=str(place if record.id is None else record.id),
+            query=record.query,
+            answer=record.answer,
+            documents=tuple(documents),
+            relevant=_places(ids, named, "relevant", "document id")
+            if named
+            else tuple(index for index in record.relevant if isinstance(index, int)),
+            grades=tuple(record.grades),
+            missed=tuple(record.missed),
+            metadata=record.metadata,
+        )
+
+    return parse_records(path, json_records(path), _Plain, examples)
+
+
+def write_jsonl(examples: Sequence[LabelledExample], path: Path) -> None:
+    """Write examples as plain JSONL, which `read_jsonl` reads back equal: candidate lists made once, used again."""
+    write_json_lines(path, (example.model_dump() for example in examples))
+
+
+def _places(ids: Sequence[str], named: Sequence[str], field: str, what: str) -> tuple[int, ...]:
+    if unknown := [name for name in named if name not in ids]:
+        raise ValueError(f"{field} names {unknown}, expected a {what}: one of {list(ids)[:20]}")
+    return tuple(ids.index(name) for name in named)

@@ -1,0 +1,1 @@
+"""Examples, labelled or made from plain passages, to a head set."""

@@ -1,0 +1,166 @@
+"""The calibrated score of every head on every document of labelled examples, one file an example.
+
+A file's name is a digest of everything its scores depend on: model and weights, mode, layout, instruction, query, and
+the documents in their order. So a recording that was interrupted goes on where it stopped, examples shared by two
+data sets are run once, and different settings live in one folder without being mixed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qrhead_rag.core.model_view import find_decoder
+from qrhead_rag.datasets.examples import LabelledExample
+from qrhead_rag.files import replaced
+from qrhead_rag.ranking.context import ListTooLongError
+from qrhead_rag.ranking.retriever import QRRetriever
+from qrhead_rag.ranking.tensor_file import read_tensors
+
+_SEPARATE_READING = 3
+"""Raised when `independent` and `late` come to read attention otherwise, so that what was recorded before is not used.
+
+1 let the heads see the prompt's opening, 2 hid it from them, 3 counts tokens, not characters, where it cuts pieces.
+"""
+
+
+class RecordedExample(NamedTuple):
+    """An example, in the order in which it was run, with its scores.
+
+    Attributes:
+        example: query, documents and which are relevant.
+        scores: s(d) of each head alone, row layer * num_heads + head. # (heads, documents)
+    """
+
+    example: LabelledExample
+    scores: Tensor
+
+
+def tells_heads_apart(example: LabelledExample) -> bool:
+    """Whether an example has relevant and other documents: without both, every head ranks it alike."""
+    return 0 < len(example.relevant) < len(example.documents)
+
+
+class Recording:
+    """Recorded examples, read from their files one at a time, as often as one iterates.
+
+    Args:
+        examples: the examples, in the order in which they were run.
+        files: the file of each.
+    """
+
+    def __init__(self, examples: Sequence[LabelledExample], files: Sequence[Path]) -> None:
+        self.examples = tuple(examples)
+        self.files = tuple(files)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def usable(self) -> "Recording":
+        """The examples that tell heads apart."""
+        kept = [
+            (example, file)
+            for example, file in zip(self.examples, self.files, strict=True)
+            if tells_heads_apart(example)
+        ]
+        return Recording([example for example, _ in kept], [file for _, file in kept])
+
+    def __iter__(self) -> Iterator[RecordedExample]:
+        for example, file in zip(self.examples, self.files, strict=True):
+            yield RecordedExample(example, read_tensors(file)[1]["scores"])
+
+
+def record(
+    retriever: QRRetriever,
+    examples: Sequence[LabelledExample],
+    folder: str | Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Recording:
+    """Run every example and keep what each head alone makes of it; what the folder has already is not run again.
+
+    Args:
+        retriever: made with heads="all".
+        examples: with their documents in the order they are to be run in.
+        folder: where the files are kept; made if need be.
+        on_progress: called with the number done and the number in all, before the first example and after each.
+
+    Raises:
+        ValueError: the retriever reads fewer heads than its model has, or lists are longer than its context.
+    """
+    shape = retriever.shape
+    if len(retriever.heads.heads) != shape.num_layers * shape.num_heads:
+        raise ValueError(
+            f"the retriever reads {len(retriever.heads.heads)} heads of {shape}; detection compares every head: "
+            'make it with heads="all"'
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = settings_digest(retriever)
+    files = [folder / f"{example_digest(example, settings)}.safetensors" for example in examples]
+    _check_lengths(retriever, [example for example, file in zip(examples, files, strict=True) if not file.exists()])
+    for done, (example, file) in enumerate(zip(examples, files, strict=True)):
+        if on_progress:
+            on_progress(done, len(examples))
+        if not _is_whole(file, (len(retriever.heads.heads), len(example.documents))):
+            scores = retriever.head_scores(example.query, example.documents)
+            with replaced(file) as whole:
+                save_file({"scores": scores.contiguous()}, whole)
+    if on_progress:
+        on_progress(len(examples), len(examples))
+    return Recording(examples, files)
+
+
+def settings_digest(retriever: QRRetriever) -> str:
+    """A digest of what the scores depend on besides the example.
+
+    The weights are part of it, by a sample of every tensor, so that a fine-tune of the same name counts as another
+    model.
+    """
+    digest = hashlib.sha256()
+    settings: list[object] = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
+    settings.append(retriever.encoder.context_length)
+    if retriever.mode != "listwise":
+        settings += [retriever.options.piece_tokens, retriever.options.key_dtype, _SEPARATE_READING]
+    digest.update(json.dumps(settings).encode())
+    # of the decoder alone, so that a model loaded with its output matrix counts as the same one
+    for name, weight in find_decoder(retriever.model).state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if not weight.is_meta:  # offloaded to disk by accelerate
+            flat = weight.detach().reshape(-1)
+            digest.update(str(flat[:: max(1, flat.numel() // 64)].to("cpu", torch.float32).tolist()).encode())
+    return digest.hexdigest()
+
+
+def example_digest(example: LabelledExample, settings: str) -> str:
+    """A digest of the settings and of what the model reads of an example; labels and ids are no part of it."""
+    read = [settings, example.query, [[document.title, document.text] for document in example.documents]]
+    return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]
+
+
+def _check_lengths(retriever: QRRetriever, examples: Sequence[LabelledExample]) -> None:
+    """Refuse lists that do not fit the context, before hours are spent on those that do."""
+    encoder = retriever.encoder
+    if encoder.mode != "listwise":
+        return
+    with encoder.lock:
+        too_long = [one.id for one in examples if encoder.needs_windows(one.documents, one.query)]
+    if too_long:
+        raise ListTooLongError(
+            f"{len(too_long)} of {len(examples)} lists are longer than the model's context of {encoder.context_length} "
+            f"tokens, that of {too_long[0]!r} for one; cut them to fewer candidates (candidates=, --candidates), or "
+            "detect under the mode 'independent' or 'late', which have no such limit"
+        )
+
+
+def _is_whole(file: Path, shape: tuple[int, int]) -> bool:
+    try:
+        scores = read_tensors(file)[1]["scores"]
+    except (OSError, SafetensorError, KeyError):
+        return False
+    return scores.shape == shape and scores.dtype == torch.float32 and bool(scores.isfinite().all())

@@ -1,0 +1,1 @@
+"""Rerankers by name, compared on labelled examples; answers from the passages kept."""

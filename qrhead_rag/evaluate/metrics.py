@@ -1,0 +1,154 @@
+"""Rankings to numbers: trec_eval's measures (through ir_measures and pytrec_eval), bootstrap and paired test of scipy.
+
+Needs the extra `eval`; nothing is computed here that those libraries compute.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qrhead_rag.datasets.bm25 import require_extra
+from qrhead_rag.datasets.examples import LabelledExample
+
+DEFAULT_METRICS = ("nDCG@10", "R@2", "R@5", "RR")
+
+
+def measure(
+    rankings: Sequence[Sequence[int]], examples: Sequence[LabelledExample], metrics: Sequence[str] = DEFAULT_METRICS
+) -> dict[str, list[float]]:
+    """Each measure of each ranking.
+
+    Args:
+        rankings: for each example, indices of its documents, best first; what is left out counts as not retrieved.
+        examples: the labelled examples, one for each ranking; an example may come more than once.
+        metrics: names as ir_measures writes them: nDCG@10, R@5 (recall), RR (reciprocal rank), AP, P@1 …
+
+    Returns:
+        For each measure, its value for each ranking. An example without relevant documents gets 0 by trec_eval's rules.
+
+    Raises:
+        ValueError: an unknown measure.
+        ImportError: the extra `eval` is not installed.
+    """
+    parsed = parse_metrics(metrics)
+    qrels: dict[str, dict[str, int]] = {}
+    run: dict[str, dict[str, float]] = {}
+    for place, (ranking, example) in enumerate(zip(rankings, examples, strict=True)):
+        grades = {str(index): grade for index, grade in example.judgements.items()}
+        grades |= {f"missed {number}": grade for number, grade in enumerate(example.missed)}
+        # a judgement of 0 keeps an example without relevant documents in the result
+        qrels[str(place)] = grades or {"none": 0}
+        # trec_eval breaks ties by document name, so scores that fall by one give exactly this order
+        run[str(place)] = {str(index): float(-rank) for rank, index in enumerate(ranking)}
+    found = {name: [0.0] * len(rankings) for name in metrics}
+    for value in require_extra("ir_measures", "eval").iter_calc(list(set(parsed.values())), qrels, run):
+        for name in (name for name, wanted in parsed.items() if wanted == value.measure):
+            found[name][int(value.query_id)] = value.value
+    return found
+
+
+def parse_metrics(metrics: Sequence[str]) -> dict[str, Any]:
+    """The measure of ir_measures that each name stands for (`MRR` and `RR` are one).
+
+    Raises:
+        ValueError: an unknown measure.
+        ImportError: the extra `eval` is not installed.
+    """
+    ir_measures = require_extra("ir_measures", "eval")
+    try:
+        return {name: ir_measures.parse_measure(name) for name in metrics}
+    except (ValueError, NameError) as error:
+        raise ValueError(
+            f"one of the measures {list(metrics)} is unknown ({error}); expected such as nDCG@10, R@5, RR"
+        ) from error
+
+
+def ndcg_of_scores(scores: Tensor, example: LabelledExample, cutoff: int = 10) -> Tensor:
+    """nDCG@cutoff of every row of scores; equal scores keep the order of the documents.
+
+    Args:
+        scores: of several heads or head sets on one example. # (rows, documents)
+        example: the example.
+        cutoff: documents that count.
+
+    Returns:
+        # (rows,)
+    """
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :cutoff].tolist()  # (rows, cutoff)
+    name = f"nDCG@{cutoff}"
+    return torch.tensor(measure(best, [example] * len(best), [name])[name])
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def confidence_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> Interval:
+    """The mean over queries, with a percentile bootstrap interval (9,999 resamples of the queries).
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("no values; expected one for each query")
+    mean = sum(values) / len(values)
+    if len(set(values)) == 1:
+        return Interval(mean, mean, mean)
+    found = (
+        require_extra("scipy.stats", "eval")
+        .bootstrap(
+            (list(values),),
+            _mean,
+            n_resamples=9999,
+            batch=max(1, 10**7 // len(values)),
+            confidence_level=confidence,
+            method="percentile",
+            rng=seed,
+        )
+        .confidence_interval
+    )
+    return Interval(mean, float(found.low), float(found.high))
+
+
+class Comparison(NamedTuple):
+    """The mean difference between two methods on the same queries, and how likely one as large is by chance."""
+
+    difference: float
+    p_value: float
+
+
+def paired_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Comparison:
+    """Fisher's paired randomization test of the mean difference, two-sided (Smucker, Allan and Carterette 2007).
+
+    Raises:
+        ValueError: not as many values of one as of the other, or none.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} and {len(second)} values; expected one of each method for each query")
+    differences = [one - other for one, other in zip(first, second, strict=True)]
+    mean = sum(differences) / len(differences)
+    if not any(differences):
+        return Comparison(0.0, 1.0)
+    p_value = (
+        require_extra("scipy.stats", "eval")
+        .permutation_test(
+            (differences,),
+            _mean,
+            permutation_type="samples",
+            n_resamples=9999,
+            batch=max(1, 10**7 // len(differences)),
+            rng=seed,
+        )
+        .pvalue
+    )
+    return Comparison(mean, float(p_value))
+
+
+def _mean(values: Any, axis: int) -> Any:
+    return values.mean(axis=axis)

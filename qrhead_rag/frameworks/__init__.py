@@ -1,0 +1,1 @@
+"""What a framework's component is built from: a scorer described by options, conversations cut to a budget."""

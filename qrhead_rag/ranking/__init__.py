@@ -1,0 +1,1 @@
+"""A list as a mode holds it, asked, and the ranking that comes back."""

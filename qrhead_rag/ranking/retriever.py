@@ -1,0 +1,305 @@
+"""QRRetriever: a language model's own attention as a reranker (Zhang et al., EMNLP 2025, arXiv 2506.09944)."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qrhead_rag.core.attention import HeadReader
+from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape
+from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
+from qrhead_rag.core.prompt import PromptTemplate, PromptTokenizer
+from qrhead_rag.core.selection import Order, Selection
+from qrhead_rag.models.loading import LoadedModel, load_model, share_model
+from qrhead_rag.ranking.cache import content_key
+from qrhead_rag.ranking.context import Encoder, Layout, ReadingOptions
+from qrhead_rag.ranking.encoded import EncodedPassages
+from qrhead_rag.ranking.result import Ranking
+from qrhead_rag.ranking.windowed import rank_in_windows
+
+
+class QRRetriever:
+    """Ranks passages by the attention that selected heads of a decoder pay them when it reads the query.
+
+    Args:
+        model: a transformers decoder in memory; it is left exactly as found. `from_pretrained` loads one by name.
+        tokenizer: its tokenizer.
+        heads: None (the shipped default of this model and mode), the name of a shipped set, "all", a path to a .json
+            file, a HeadSet, or a list of (layer, head) pairs.
+        mode: "listwise" (the paper: all documents in one prompt), "independent" (each encoded alone, the query attends
+            to all) or "late" (the query's heads meet each document's stored keys).
+        model_name: name of the model where it knows none, or another, of itself.
+        options: layout, instruction, context_length, window, stride, prefill_tokens, piece_tokens, batch_tokens,
+            cache_bytes and key_dtype; see `ReadingOptions`.
+
+    Raises:
+        TypeError: model or tokenizer is of the wrong kind.
+        ValueError: an unknown mode or option, heads of another model, or a model that cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        heads: HeadChoice = None,
+        mode: Mode = "listwise",
+        model_name: str | None = None,
+        **options: Any,
+    ) -> None:
+        reading = ReadingOptions(**options)
+        self._set_up(share_model(model, tokenizer, heads, check_mode(mode), model_name), mode, reading)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        heads: HeadChoice = None,
+        mode: Mode = "listwise",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Load a model, cut to the layers that its heads need, without output matrix.
+
+        Args:
+            model: hub id or local folder; None is the embedded SmolLM2-135M-Instruct, which needs no network.
+            heads: see the class.
+            mode: see the class.
+            device: "cpu", "cuda", "cuda:1", "mps"; None takes an accelerator where there is one.
+            dtype: None is float32 on CPU, the checkpoint's own elsewhere.
+            device_map: as in transformers ("auto" needs accelerate); instead of `device`. `tp_plan` is another of
+                transformers' own: "auto" cuts every layer over the processes of a torchrun.
+            revision: branch, tag or commit on the hub.
+            gguf_file: name of a GGUF file inside the folder or hub repository.
+            trust_remote_code: whether code that comes with the model may run.
+            options: those of the class; any other goes to transformers' `from_pretrained` (attn_implementation,
+                quantization_config, token …).
+
+        Raises:
+            OSError: no such model, or the embedded one is not installed; the message says what to do.
+            ValueError: as in the class, or a checkpoint that lacks weights.
+        """
+        reading = ReadingOptions(**{key: options.pop(key) for key in ReadingOptions.model_fields if key in options})
+        loaded = load_model(
+            model,
+            heads,
+            check_mode(mode),
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+            revision=revision,
+            gguf_file=gguf_file,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+        retriever = cls.__new__(cls)
+        retriever._set_up(loaded, mode, reading)
+        return retriever
+
+    def _set_up(self, loaded: LoadedModel, mode: Mode, options: ReadingOptions) -> None:
+        self._loaded = loaded
+        config = loaded.model.config.get_text_config()
+        with loaded.lock:
+            self._encoder = Encoder(
+                reader=HeadReader(loaded.model, loaded.heads.heads),
+                tokenizer=PromptTokenizer(loaded.tokenizer),
+                template=PromptTemplate.for_tokenizer(loaded.tokenizer, options.instruction),
+                heads=loaded.heads.heads,
+                mode=mode,
+                options=options,
+                context_length=options.context_length or getattr(config, "max_position_embeddings", None),
+                lock=loaded.lock,
+                identity={
+                    "model": loaded.name,
+                    "shape": list(loaded.shape),
+                    "heads": [list(head) for head in loaded.heads.heads],
+                    "mode": mode,
+                },
+            )
+
+    @property
+    def encoder(self) -> Encoder:
+        """What every list of this retriever is encoded with."""
+        return self._encoder
+
+    @property
+    def options(self) -> ReadingOptions:
+        """How lists are read."""
+        return self._encoder.options
+
+    @property
+    def heads(self) -> HeadSet:
+        """The heads that are read."""
+        return self._loaded.heads
+
+    @property
+    def mode(self) -> Mode:
+        """How the documents are run through the model."""
+        return self._encoder.mode
+
+    @property
+    def layout(self) -> Layout:
+        """How the list is laid into the prompt."""
+        return self._encoder.options.layout
+
+    @property
+    def instruction(self) -> str:
+        """The late instruction that the prompt puts before the query."""
+        return self._encoder.template.instruction
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model in memory, perhaps cut to its first layers."""
+        return self._loaded.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._loaded.tokenizer
+
+    @property
+    def model_name(self) -> str:
+        """Hub id or folder of the model."""
+        return self._loaded.name
+
+    @property
+    def shape(self) -> ModelShape:
+        """Layers and heads of the whole model, also when fewer are in memory."""
+        return self._loaded.shape
+
+    def __repr__(self) -> str:
+        return f"QRRetriever({self.model_name!r}, heads={self.heads.name!r}, mode={self.mode!r})"
+
+    def score(self, query: str, documents: Iterable[Document]) -> list[float]:
+        """Scores in the order given; a blank document gets the lowest of the list. They compare within this list only.
+
+        Raises:
+            TypeError, ValueError: a blank query or a document of the wrong type.
+            ListTooLongError: list and query are longer than the model's context; `rank` reads such a list in windows.
+        """
+        with self._encoder.lock, self._kept_list(check_query(query), as_passages(documents)) as encoded:
+            return encoded.score(query)
+
+    def head_scores(self, query: str, documents: Iterable[Document]) -> Tensor:
+        """Scores by each selected head alone, calibrated and masked per head, as detection needs them.
+
+        Returns:
+            Rows in the order of `heads.heads`. # (heads, documents)
+        """
+        with self._encoder.lock, self._kept_list(check_query(query), as_passages(documents)) as encoded:
+            return encoded.head_scores(query)
+
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[Document],
+        *,
+        top_n: int | None = None,
+        min_share: float | None = None,
+        max_tokens: int | None = None,
+        token_counter: Callable[[str], int] | None = None,
+        order: Order = "rank",
+    ) -> Ranking:
+        """The documents ordered by score, cut to what is asked for. The best one is always kept.
+
+        Args:
+            query: the question.
+            documents: str, Passage or mapping (text, title, id, metadata); they are not changed.
+            top_n: keep at most this many.
+            min_share: keep what has at least this share of the list's positive score mass.
+            max_tokens: keep whole documents, best first, within a budget of tokens.
+            token_counter: counts the tokens of a text for `max_tokens`; by default the model's tokenizer.
+            order: "rank" or "original".
+
+        A list longer than the model's context is ranked in sliding windows, with a warning and `ranking.windowed`.
+
+        Raises:
+            TypeError, ValueError: a blank query, a document of the wrong type, an option out of range.
+            FloatingPointError: the model gave attention that is not finite.
+        """
+        query, passages = check_query(query), as_passages(documents)
+        selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
+        if self.mode == "listwise":
+            with self._encoder.lock:
+                needs_windows = self._encoder.needs_windows(passages, query)
+            if needs_windows:
+                return rank_in_windows(self._encoder, query, passages, selection, token_counter or self.count_tokens)
+        with self._encoder.lock, self._kept_list(query, passages) as encoded:
+            return encoded.rank_selected([query], selection, token_counter)[0]
+
+    @contextmanager
+    def _kept_list(self, query: str, passages: list[Passage]) -> Iterator[EncodedPassages]:
+        """The passages encoded, using and leaving behind what the cache holds of the same texts.
+
+        Whoever calls it holds the lock, so that nothing interrupted in between can keep it.
+        """
+        encoder = self._encoder
+        key = content_key("list", *(passage.content for passage in passages))
+        encoded = EncodedPassages(encoder, passages, query, held=encoder.kept.get(key))
+        yield encoded
+        encoder.kept.put(key, encoded.held)
+
+    def rank_batch(
+        self,
+        queries: Sequence[str],
+        lists: Sequence[Iterable[Document]],
+        *,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> list[Ranking]:
+        """Rank many lists, each by its query.
+
+        Args:
+            queries: one a list.
+            lists: the documents of each query.
+            show_progress: show a progress bar.
+            options: as in `rank`.
+
+        Raises:
+            ValueError: another number of queries than of lists.
+        """
+        if isinstance(queries, str) or len(queries) != len(lists):
+            found = "one string" if isinstance(queries, str) else f"{len(queries)} queries"
+            raise ValueError(f"found {found} and {len(lists)} lists; expected as many queries as lists")
+        pairs = tqdm(zip(queries, lists, strict=True), total=len(queries), desc="ranking", disable=not show_progress)
+        return [self.rank(query, documents, **options) for query, documents in pairs]
+
+    def encode(self, documents: Iterable[Document], *, show_progress: bool = False) -> EncodedPassages:
+        """Run the documents once, to ask them many queries.
+
+        Under `independent` and `late` the retriever's cache holds the passages too, for other lists (`cache_bytes`).
+
+        Args:
+            documents: as in `rank`.
+            show_progress: show a progress bar, in tokens.
+
+        Raises:
+            ListTooLongError: under `listwise`, the list is longer than the model's context.
+        """
+        return EncodedPassages(self._encoder, documents).encode(show_progress=show_progress)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, read as plain text by the model's tokenizer."""
+        return self._encoder.count_tokens(text)
+
+
+def check_mode(mode: Mode) -> Mode:
+    """The mode itself.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r} is unknown; expected one of {', '.join(map(repr, get_args(Mode)))}")
+    return mode

@@ -1,0 +1,1 @@
+"""A ranking for people: page, terminal, picture."""

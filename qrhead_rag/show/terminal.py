@@ -1,0 +1,59 @@
+"""Explanations on a terminal: a passage's text, each token shaded by what it contributed.
+
+Blue is for the query, orange and underlined against it. The stronger a token beside the strongest one of the passage,
+the more it stands out: coloured, on a coloured ground, bold on it. A terminal does not tell whether it is light or
+dark: both colours can be read on either. The strongest tokens also stand below in words, for terminals without colour.
+"""
+
+from collections.abc import Iterator
+
+from rich.color import Color
+from rich.style import Style
+from rich.text import Text
+
+from qrhead_rag.ranking.explain import ExplainedPassage
+from qrhead_rag.show.html import Stretch
+from qrhead_rag.show.ink import colour_of, strength
+from qrhead_rag.show.printable import printable
+
+_COLOURED, _GROUND, _BOLD = 0.25, 0.5, 0.75  # strengths from which a token stands out more
+
+
+def shaded(passage: ExplainedPassage) -> Text:
+    """Title and text of a passage, shaded; what was not read is dim."""
+    highest = max((abs(token.contribution) for token in passage.tokens), default=0.0)
+    title, body = (
+        Text.assemble(*(half for stretch in passage.stretches(part) for half in _shaded(stretch, highest)))
+        for part in ("title", "text")
+    )
+    title.stylize("bold")
+    return Text("\n").join([title, body]) if title else body
+
+
+def strongest(passage: ExplainedPassage, number: int = 8) -> str:
+    """The tokens that count most, for or against, with their contributions, strongest first."""
+    tokens = sorted(passage.tokens, key=lambda token: -abs(token.contribution))[:number]
+    return ", ".join(f"{_word(token.text)} {token.contribution:+.4f}" for token in tokens)
+
+
+def _word(text: str) -> str:
+    return printable(text.strip()) or repr(text)
+
+
+def _shaded(stretch: Stretch, highest: float) -> Iterator[tuple[str, Style]]:
+    space, word = stretch.halves
+    yield space, Style()
+    yield printable(word), _style(stretch.contribution, highest)
+
+
+def _style(contribution: float | None, highest: float) -> Style:
+    if contribution is None:
+        return Style(dim=bool(highest))
+    shade = strength(contribution, highest)
+    if shade < _COLOURED:
+        return Style()
+    colour = Color.from_rgb(*colour_of(contribution))
+    against = contribution < 0
+    if shade < _GROUND:
+        return Style(color=colour, underline=against)
+    return Style(color="#000000" if against else "#ffffff", bgcolor=colour, bold=shade >= _BOLD, underline=against)

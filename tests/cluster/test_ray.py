@@ -1,0 +1,475 @@
+"""Data sets on Ray: the serial result whatever happens, on one local Ray that talks to nobody."""
+
+import json
+import os
+import sys
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from qrhead_rag import HeadSet, Passage, QRRetriever
+from qrhead_rag.cli import app
+from qrhead_rag.cluster.batches import RankedList, RankLists
+from qrhead_rag.cluster.pool import Pool, _Worker, run, said
+from qrhead_rag.cluster.rank import rank_dataset
+from qrhead_rag.ranking.encoded import EncodedPassages
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
+
+HEADS = [(1, 0), (2, 1)]
+WORDS = ("the", "keeper", "counts", "ships", "lamp", "oil", "fog", "door", "harbour", "boat", "rope", "bell", "storm")
+
+
+def text(seed, words=6):
+    return " ".join(WORDS[(seed * 7 + word * word * (seed + 3)) % len(WORDS)] for word in range(words))
+
+
+LISTS = [
+    {
+        "id": number if number % 2 else f"list {number}",
+        "query": f"which {text(number, 2)}",
+        "documents": [
+            text(number + place, 3 + place) if place % 2 else {"text": text(number * place), "title": "T", "id": place}
+            for place in range(number % 5 + 1)
+        ],
+    }
+    for number in range(40)
+]
+POISON = [
+    b"{not json",
+    b'{"query": "q"}',
+    b'{"query": " ", "documents": ["a"]}',
+    b"\xff",
+    b'{"query": "q", "documents": [1]}',
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model on disk, as actors load it."""
+    path = tmp_path_factory.mktemp("tiny-model")
+    tiny_model().save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Two actors of one CPU each, on a Ray of this process that listens to this machine alone."""
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+    }
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield Pool(concurrency=(2, 2))
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Lists in two JSONL files, with poison between them."""
+    folder = tmp_path_factory.mktemp("lists")
+    lines = [json.dumps(record).encode() for record in LISTS]
+    for at, bad in zip((30, 18, 9, 4, 2), POISON, strict=True):
+        lines.insert(at, bad)
+    (folder / "a.jsonl").write_bytes(b"\n".join(lines[:25]) + b"\n")
+    (folder / "b.jsonl").write_bytes(b"\n".join(lines[25:]))
+    return folder
+
+
+@pytest.fixture
+def serial(model):
+    """The same rankings, one after the other in this process."""
+    retriever = QRRetriever.from_pretrained(model, heads=HEADS, device="cpu", cache_bytes=0)
+
+    def rank(record, **options):
+        documents = [d if isinstance(d, str) else Passage(**{**d, "id": str(d["id"])}) for d in record["documents"]]
+        return retriever.rank(record["query"], documents, **options)
+
+    return rank
+
+
+@pytest.fixture(scope="module")
+def ranked(model, data, pool, tmp_path_factory):
+    """The folder of a finished run over the lists."""
+    out = tmp_path_factory.mktemp("ranked") / "out"
+    progress = []
+    done = rank_dataset(
+        [str(data / "*.jsonl")], out, model=model, heads=HEADS, pool=pool, shard_bytes=700, on_progress=progress.append
+    )
+    assert (done.total, done.before, done.done, done.failed) == (45, 0, 45, 5)
+    assert progress[0].done == 0
+    assert progress[-1] == done
+    assert sorted(one.done for one in progress) == [one.done for one in progress]
+    assert done.tokens > 45 * 10
+    assert min(done.records_per_second, done.tokens_per_second, done.tokens_per_actor_second) > 0
+    return out
+
+
+def rows(folder):
+    return [json.loads(line) for file in sorted(folder.glob("part-*")) for line in file.read_text().splitlines()]
+
+
+def assert_serial(found, serial, **options):
+    assert len(found) == len(LISTS)
+    for row, given in zip(found, LISTS, strict=True):
+        expected = serial(given, **options)
+        assert row["id"] == given["id"]
+        assert row["ranking"] == [one.index for one in expected]
+        assert row["scores"] == [one.score for one in expected]
+        assert row["documents"] == [one.passage.id for one in expected]
+        assert (row["windowed"], row["truncated"]) == (False, [])
+
+
+def test_two_actors_give_the_serial_result_in_the_order_of_the_input(ranked, serial, data):
+    found = rows(ranked)
+    assert_serial(found, serial)
+    for row in found:
+        line = (data / row["file"]).read_bytes().split(b"\n")[row["line"] - 1]
+        assert json.loads(line)["id"] == row["id"]
+
+
+def test_poisoned_records_are_written_down_with_file_line_and_reason(ranked):
+    found = [json.loads(line) for file in sorted(ranked.glob("_errors/*")) for line in file.read_text().splitlines()]
+    assert [(error["file"], error["line"], error["reason"].split(";")[0].split(" (")[0]) for error in found] == [
+        ("a.jsonl", 3, "document 0: found a JSON int"),
+        ("a.jsonl", 6, "not UTF-8"),
+        ("a.jsonl", 12, "query is blank"),
+        ("a.jsonl", 22, "documents is None"),
+        ("b.jsonl", 10, "not JSON: Expecting property name enclosed in double quotes at column 2"),
+    ]
+    assert not list(ranked.rglob(".*"))
+    assert not list((ranked / "_attempts").iterdir())
+
+
+def actors():
+    found = psutil.Process().children(recursive=True)
+    return [process for process in found if process.name().startswith("ray::MapWorker")]
+
+
+def test_a_rerun_redoes_what_is_missing_and_a_killed_actor_loses_nothing(ranked, model, data, pool, serial):
+    parts = sorted(ranked.glob("part-*"))
+    whole = {part: part.read_bytes() for part in parts}
+    missing = parts[1::2]
+    for part in missing:
+        part.unlink()
+    (ranked / ".qrhead-1-dead.tmp").touch()
+    stamps = {part: part.stat().st_mtime_ns for part in parts[::2]}
+    killed = []
+
+    def kill_one(progress):
+        if progress.done and not killed:
+            killed.append(actors()[0].pid)
+            os.kill(killed[0], 9)
+
+    done = rank_dataset([str(data / "*.jsonl")], ranked, model=model, heads=HEADS, pool=pool, on_progress=kill_one)
+    assert killed
+    assert {part: part.read_bytes() for part in parts} == whole
+    assert {part: part.stat().st_mtime_ns for part in parts[::2]} == stamps
+    assert 0 < done.before < done.total == done.before + done.done
+    assert not list(ranked.rglob(".*"))
+    # all is done: no actor is started
+    done = rank_dataset([str(data / "*.jsonl")], ranked, model=model, heads=HEADS, pool=pool)
+    assert (done.before, done.done) == (45, 0)
+    with pytest.raises(ValueError, match="was begun with heads"):
+        rank_dataset([str(data / "*.jsonl")], ranked, model=model, heads="all", pool=pool)
+
+
+def test_the_command_ranks_parquet_and_says_how_fast(model, pool, serial, tmp_path):
+    records = [
+        {
+            **record,
+            "id": str(record["id"]),
+            "documents": [d if isinstance(d, str) else d["text"] for d in record["documents"]],
+        }
+        for record in LISTS
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "lists.parquet")
+    arguments = ["rank-dataset", str(tmp_path / "lists.parquet"), str(tmp_path / "out"), "--model", model, "--heads"]
+    arguments += ["1-0,2-1", "--top-n", "2", "--order", "original", "--concurrency", "1-2", "--device", "cpu"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    assert "40 of 40 lists in" in result.stderr
+    assert "lists/s" in result.stderr
+    assert "tokens/s an actor" in result.stderr
+    found = [row for file in sorted((tmp_path / "out").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    for row, given in zip(found, records, strict=True):
+        expected = serial(given, top_n=2, order="original")
+        assert (row["id"], row["ranking"]) == (given["id"], [one.index for one in expected])
+        assert row["scores"] == [one.score for one in expected]
+
+
+def test_shards_of_encoded_documents_load_as_one_list(model, pool, tmp_path):
+    passages = [
+        Passage(text=text(n, 4 + n % 9), title="T" if n % 3 else None, id=str(n), metadata={"page": n})
+        for n in range(30)
+    ]
+    passages[7] = Passage(text=" ", id="7", metadata={"page": 7})
+    passages[9] = passages[8]
+    lines = [json.dumps({"text": p.text, "title": p.title, "id": p.id, **p.metadata}) for p in passages]
+    lines.insert(11, '{"title": "no text"}')
+    (tmp_path / "documents.jsonl").write_text("\n".join(lines))
+    arguments = [
+        "encode-dataset",
+        str(tmp_path / "documents.jsonl"),
+        str(tmp_path / "out"),
+        "--model",
+        model,
+        "--heads",
+    ]
+    arguments += ["1-0,2-1", "--device", "cpu", "--concurrency", "2", "--shard-bytes", "300"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "30 of 31 documents in" in result.stderr
+    assert "1 failed" in result.stderr
+    assert "some documents could not be used; the reasons are in" in result.stderr
+    assert len(list((tmp_path / "out").glob("part-*"))) > 4
+    retriever = QRRetriever.from_pretrained(model, heads=HEADS, device="cpu", mode="late")
+    loaded = EncodedPassages.load(tmp_path / "out", retriever)
+    whole = retriever.encode(passages)
+    assert list(loaded) == passages
+    for query in ("which ship", "where is the key of the boat"):
+        assert loaded.score(query) == pytest.approx(whole.score(query), abs=1e-5)
+    assert loaded.nbytes == whole.nbytes
+    some = EncodedPassages.load(sorted((tmp_path / "out").glob("part-*"))[:2], retriever)
+    assert list(some) == passages[: len(some)]
+    loaded.extend(["a new one"])
+    assert len(loaded.rank("which ship")) == 31
+    listwise = QRRetriever.from_pretrained(model, heads=HEADS, device="cpu")
+    with pytest.raises(ValueError, match=r"part-000000.safetensors was encoded with .*mode"):
+        EncodedPassages.load(tmp_path / "out", listwise)
+    with pytest.raises(FileNotFoundError, match="has no part-"):
+        EncodedPassages.load(tmp_path, retriever)
+
+
+def test_detection_on_actors_records_the_same_files_and_finds_the_same_heads(model, pool, tmp_path):
+    for name, numbers in {"one": range(12), "two": range(8, 17)}.items():
+        documents = [[text(n * k + 1) for k in range(3)] for n in numbers]
+        lines = [
+            {"query": f"which {text(n, 2)}", "documents": d, "relevant": [1]}
+            for n, d in zip(numbers, documents, strict=True)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl"), "--model", model, "--device", "cpu"]
+
+    def detect(name, *arguments):
+        files = ["--out", str(tmp_path / f"{name}.json"), "--scores", str(tmp_path / name), "--num-heads", "2"]
+        result = CliRunner().invoke(app, ["detect", *data, *files, *arguments])
+        assert result.exit_code == 0, result.output
+        return HeadSet.load(tmp_path / f"{name}.json"), {
+            file.name: load_file(file)["scores"] for file in (tmp_path / name).iterdir()
+        }
+
+    heads, recorded = detect("here")
+    found, away = detect("away", "--ray", "--concurrency", "2")
+    assert found == heads
+    assert away.keys() == recorded.keys()
+    for name, scores in recorded.items():
+        torch.testing.assert_close(away[name], scores)
+    refused = CliRunner().invoke(app, ["detect", *data, "--concurrency", "2"])
+    assert refused.exit_code == 2
+    assert "say where --ray runs" in refused.stderr
+
+
+def test_the_batch_actor_works_in_a_pipeline_of_ones_own(model, pool, serial):
+    import ray
+
+    table = pa.Table.from_pylist(
+        [{"key": n, "query": r["query"], "documents": [str(d) for d in r["documents"]]} for n, r in enumerate(LISTS)]
+    )
+    table = pa.concat_tables(
+        [table, pa.Table.from_pylist([{"key": 40, "query": "", "documents": ["a"]}], table.schema)]
+    )
+    found = (
+        ray.data.from_arrow(table)
+        .map_batches(
+            RankLists,
+            fn_constructor_kwargs={"model": model, "heads": HEADS, "selection": {"top_n": 3}},
+            batch_format="pyarrow",
+            batch_size=16,
+            concurrency=1,
+        )
+        .take_all()
+    )
+    found.sort(key=lambda row: row["key"])
+    assert found[40]["error"].startswith("query is blank")
+    assert (list(found[40]["ranking"]), list(found[40]["scores"])) == ([], [])
+    for row in found[:40]:
+        expected = serial({"query": row["query"], "documents": list(row["documents"])}, top_n=3)
+        assert row["error"] is None
+        assert list(row["ranking"]) == [one.index for one in expected]
+        assert list(row["scores"]) == [one.score for one in expected]
+
+
+@pytest.mark.parametrize("mode", ["independent", "late"])
+def test_lists_that_run_together_score_as_alone(model, mode):
+    options = {"heads": HEADS, "device": "cpu", "mode": mode, "key_dtype": "float32"}
+    values = [*LISTS[:12], {"query": "q"}, *LISTS[12:20]]
+    alone = RankLists(model, **options).rank_all(values)
+    for limits in ({"batch_tokens": 200}, {"batch_tokens": 10**6}, {"batch_tokens": 200, "cache_bytes": 10}):
+        together = RankLists(model, **options, **limits).rank_all(values)
+        for one, other in zip(alone, together, strict=True):
+            assert type(one) is type(other)
+            if isinstance(one, RankedList):
+                assert one.record == other.record
+                scores = {ranked.index: ranked.score for ranked in other.ranking}
+                assert [scores[ranked.index] for ranked in one.ranking] == pytest.approx(
+                    [ranked.score for ranked in one.ranking], abs=1e-5
+                )
+
+
+def test_a_list_that_no_model_can_rank_is_told_from_a_model_that_ranks_none(model, monkeypatch):
+    lists = RankLists(model, heads=HEADS, device="cpu")
+    rank = lists._retriever.rank
+
+    def breaks_on(word):
+        def broken(query, documents, **options):
+            if word in query:
+                raise RuntimeError("out of memory")
+            return rank(query, documents, **options)
+
+        monkeypatch.setattr(lists._retriever, "rank", broken)
+
+    breaks_on("harbour")
+    values = [{"query": "the harbour", "documents": ["a"]}, {"query": "the ship", "documents": ["a", "b"]}]
+    bad, good = lists.rank_all(values)
+    assert bad == "RuntimeError: out of memory"
+    assert isinstance(good, RankedList)
+    breaks_on("")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        lists.rank_all(values)
+
+
+def test_batches_of_another_kind_and_options_without_meaning_are_refused(model):
+    with pytest.raises(TypeError, match='a batch is dict; expected a Table: map_batches\\(batch_format="pyarrow"\\)'):
+        RankLists(model, heads=HEADS)({"query": ["q"], "documents": [["a"]]})
+    with pytest.raises(ValueError, match="batch_tokens=64 means nothing to the mode listwise"):
+        RankLists(model, heads=HEADS, batch_tokens=64)
+    with pytest.raises(ValueError, match="top_n=0 keeps nothing"):
+        RankLists(model, heads=HEADS, selection={"top_n": 0})
+    with pytest.raises(ValueError, match="concurrency=3-2; expected 1 or more, the smaller number first"):
+        Pool(concurrency=(3, 2))
+
+
+class Echo:
+    """Says a task again, or fails."""
+
+    def __init__(self, missing=False):
+        if missing:
+            raise FileNotFoundError("no such model")
+
+    def __call__(self, task):
+        if task == "fails":
+            raise KeyError("a fault of the program")
+        yield {"task": task, "threads": torch.get_num_threads()}
+
+
+def reports(task, **options):
+    return [said(json.loads(row["report"][0])) for row in _Worker(Echo, options, 1)({"task": [json.dumps(task)]})]
+
+
+def test_what_goes_wrong_in_an_actor_is_raised_as_what_it_is():
+    assert reports({"a": 1}) == [{"task": {"a": 1}, "threads": 1}]
+    with pytest.raises(OSError, match=r"^no such model$"):
+        reports("a", missing=True)
+    with pytest.raises(
+        RuntimeError, match=r"an actor failed; what is finished stays so\n(?s:.*)a fault of the program"
+    ):
+        reports("fails")
+
+
+def test_a_model_that_is_not_there_is_named_in_one_line(pool, data, tmp_path):
+    arguments = [
+        "rank-dataset",
+        str(data),
+        str(tmp_path / "out"),
+        "--model",
+        str(tmp_path / "nothing"),
+        "--heads",
+        "all",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert str(tmp_path / "nothing") in result.stderr
+
+
+def test_actors_that_this_machine_cannot_hold_are_refused(pool):
+    assert list(run(pool, Echo, {}, [])) == []
+    with pytest.raises(
+        ValueError, match="2 actors of 2 CPUs each are wanted, this machine has 2; use fewer, or a cluster"
+    ):
+        list(run(Pool(concurrency=(2, 2), cpus=2), Echo, {}, [1, 2]))
+    with pytest.raises(ValueError, match="1 actors of 1 GPUs each are wanted, this machine has 0"):
+        list(run(Pool(gpus=1), Echo, {}, [1, 2]))
+
+
+def test_lists_stream_through_an_actor_in_flat_memory(model, pool, tmp_path):
+    with (tmp_path / "lists.jsonl").open("w") as file:
+        for number in range(1200):
+            file.write(
+                json.dumps({"query": f"ship {number}", "documents": [text(number, 2), text(number + 1, 2)]}) + "\n"
+            )
+    resident = {}
+
+    def measure(progress):
+        if progress.done >= 300:
+            resident[progress.done] = sum(process.memory_info().rss for process in actors())
+
+    done = rank_dataset(
+        [tmp_path / "lists.jsonl"],
+        tmp_path / "out",
+        model=model,
+        heads=[(0, 0)],
+        pool=pool,
+        on_progress=measure,
+    )
+    assert (done.done, done.failed) == (1200, 0)
+    assert len(rows(tmp_path / "out")) == 1200
+    measured = [resident[place] for place in sorted(resident)]
+    assert len(measured) > 8
+    assert max(measured[-3:]) < 1.03 * max(measured[:3])
+
+
+@pytest.mark.parametrize(("package", "source"), [("ray", "lists.jsonl"), ("pyarrow", "lists.parquet")])
+def test_without_ray_the_command_names_the_extra(package, source, tmp_path, monkeypatch):
+    (tmp_path / source).write_text('{"query": "q", "documents": ["a"]}\n')
+    monkeypatch.setitem(sys.modules, package, None)  # not to be found
+    result = CliRunner().invoke(app, ["rank-dataset", str(tmp_path / source), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "is missing; install it with: pip install 'qrhead-rag[ray]'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--concurrency", "two"], "--concurrency two: expected a number, or two as in 1-8"),
+        (["--concurrency", "4-2"], "concurrency=4-2; expected 1 or more"),
+        (["--gpus", "-1"], "greater than or equal to 0"),
+        (["--shard-bytes", "0"], "shard_bytes=0; expected 1 or more"),
+        (["--top-n", "0"], "top_n=0 keeps nothing"),
+    ],
+)
+def test_options_out_of_range_are_refused_in_one_line(arguments, message, data, tmp_path):
+    result = CliRunner().invoke(app, ["rank-dataset", str(data), str(tmp_path / "out"), *arguments])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr

@@ -1,0 +1,187 @@
+"""Data sets cut into shards, and the folder that a run over them writes: nothing lost, nothing done twice."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qrhead_rag.cluster.run import _ShardWork
+from qrhead_rag.cluster.shard_folder import ShardFolder
+from qrhead_rag.cluster.shards import cut, find_files, fingerprint, read
+from qrhead_rag.datasets.examples import RawRecord
+from qrhead_rag.datasets.list_records import list_record
+
+RECORDS = [{"id": n, "query": "q" * (n % 7 + 1), "documents": ["d" * n, {"text": "t"}][: n % 3]} for n in range(40)]
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 200, 1500, 10**6])
+def test_shards_hold_every_line_once_with_its_number(tmp_path, shard_bytes):
+    lines = [json.dumps(record) + "\n" + "\n" * (n % 4 == 0) for n, record in enumerate(RECORDS)]
+    file = tmp_path / "lists.jsonl"
+    file.write_text("\ufeff" + "".join(lines).removesuffix("\n"), encoding="utf-8")
+    shards = cut([file], shard_bytes)
+    found = [list(read(shard)) for shard in shards]
+    assert [shard.num_records for shard in shards] == list(map(len, found))
+    assert [record.value for records in found for record in records] == RECORDS
+    text = file.read_text(encoding="utf-8-sig").split("\n")
+    assert all(json.loads(text[record.line - 1]) == record.value for records in found for record in records)
+    assert len(shards) == {1: 40, 10**6: 1}.get(shard_bytes, len(shards))
+
+
+@pytest.mark.parametrize("row_group", [1, 16, 1000])
+@pytest.mark.parametrize("shard_bytes", [1, 200, 10**6])
+def test_shards_hold_every_row_once_with_its_number(tmp_path, row_group, shard_bytes):
+    records = [
+        {"id": n, "query": "q" * (n % 7), "documents": [{"text": "t" * n, "title": None}] * (n % 3)} for n in range(40)
+    ]
+    file = tmp_path / "lists.parquet"
+    pq.write_table(pa.Table.from_pylist(records), file, row_group_size=row_group)
+    shards = cut([file], shard_bytes)
+    found = [record for shard in shards for record in read(shard)]
+    assert [(record.line, record.value) for record in found] == list(enumerate(records, start=1))
+
+
+@given(
+    st.lists(st.sampled_from([b"{}", b"", b" ", b"[1", b"\xff", b'"x"', b"9" * 30]), max_size=30), st.integers(1, 40)
+)
+def test_any_cut_of_any_lines_reads_like_the_whole(tmp_path_factory, lines, shard_bytes):
+    file = tmp_path_factory.mktemp("lines") / "lists.jsonl"
+    file.write_bytes(b"\n".join(lines))
+    whole = [record for shard in cut([file], 10**9) for record in read(shard)]
+    assert [record for shard in cut([file], shard_bytes) for record in read(shard)] == whole
+    assert len(whole) == sum(bool(line.strip()) for line in lines)
+    assert all(isinstance(record, RawRecord) or record.reason.startswith("not ") for record in whole)
+
+
+def test_files_are_found_by_name_folder_and_pattern_each_once(tmp_path):
+    names = ["b.jsonl", "a.jsonl", "c.parquet", "_errors.jsonl", ".hidden.jsonl", "notes.txt"]
+    for name in names:
+        (tmp_path / name).touch()
+    found = find_files([tmp_path / "b.jsonl", str(tmp_path / "*.jsonl"), tmp_path])
+    assert [file.name for file in found] == ["b.jsonl", "_errors.jsonl", "a.jsonl", "c.parquet"]
+    with pytest.raises(FileNotFoundError, match=r"nothing\*: no file there; expected .jsonl or .parquet"):
+        find_files([tmp_path / "nothing*"])
+    with pytest.raises(ValueError, match=r"notes.txt: unknown kind of file"):
+        find_files([tmp_path / "notes.txt"])
+    with pytest.raises(ValueError, match=r"c.parquet is not a whole Parquet file"):
+        cut([tmp_path / "c.parquet"], 100)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([], "found a JSON list; expected an object with query and documents"),
+        ({"documents": []}, "query is None; expected a string"),
+        ({"query": " ", "documents": []}, "query is blank"),
+        ({"query": "q"}, "documents is None; expected a list"),
+        ({"query": "q", "documents": "one"}, "documents is 'one'; expected a list"),
+        ({"query": "q", "documents": ["a", 3]}, "document 1: found a JSON int; expected an object"),
+        ({"query": "q", "documents": [{"text": 3}]}, "document 0: text is 3; expected a string"),
+        ({"query": "q", "documents": [], "id": 1.5}, "id is 1.5; expected a string, a whole number or none"),
+    ],
+)
+def test_a_record_that_is_no_list_says_why(value, reason):
+    with pytest.raises(ValueError, match=reason):
+        list_record(value)
+
+
+def test_a_list_record_is_read_as_people_write_them():
+    documents = ["one", {"text": "two", "title": "T", "id": 2, "page": 7}]
+    record = list_record({"id": "x", "query": "q", "documents": documents, "relevant": [1]})
+    assert (record.id, record.query) == ("x", "q")
+    assert [passage.model_dump() for passage in record.documents] == [
+        {"text": "one", "title": None, "id": None, "metadata": {}},
+        {"text": "two", "title": "T", "id": "2", "metadata": {"page": 7}},
+    ]
+    assert documents[1] == {"text": "two", "title": "T", "id": 2, "page": 7}
+
+
+def test_a_run_is_gone_on_with_only_as_it_was_begun(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("{}\n")
+    settings = {"mode": "late", "inputs": [fingerprint(file)]}
+    folder = ShardFolder(tmp_path / "out", ".jsonl")
+    folder.claim(settings)
+    folder.claim(settings)
+    with pytest.raises(ValueError, match="was begun with mode 'late', this run has 'listwise'; go on with the same"):
+        folder.claim(settings | {"mode": "listwise"})
+    file.write_text("[]\n")
+    with pytest.raises(ValueError, match="was begun with inputs"):
+        folder.claim(settings | {"inputs": [fingerprint(file)]})
+    with pytest.raises(ValueError, match="holds something else than a run"):
+        ShardFolder(tmp_path, ".jsonl").claim(settings)
+    (tmp_path / "out" / "_run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"_run\.json cannot be read"):
+        folder.claim(settings)
+
+
+class Died(BaseException):
+    """Stands for the death of an actor: no handler in the package catches it."""
+
+
+class Copies:
+    """Copies the values of records; some of them kill."""
+
+    def begin(self):
+        self.values = []
+
+    def add(self, file, records):
+        for record in records:
+            if record.value == "kills":
+                raise Died
+        self.values += [record.value for record in records if record.value != "bad"]
+        return ["is bad" if record.value == "bad" else None for record in records], len(records)
+
+    def write(self, path):
+        path.write_text(json.dumps(self.values))
+
+
+def test_a_record_that_kills_its_actors_is_given_up_and_the_rest_is_done(tmp_path):
+    values = [*range(10), "kills", "bad", *range(12, 40), "kills", 41]
+    file = tmp_path / "in.jsonl"
+    lines = [json.dumps(value) for value in values]
+    lines[20] = "{"
+    file.write_text("\n".join(lines))
+    folder = ShardFolder(tmp_path / "out", ".json")
+    folder.claim({})
+    [shard] = cut([file], 10**6)
+    deaths, reports = 0, []
+    while not folder.result(0).exists():
+        work = _ShardWork(Copies, {}, str(folder.folder), ".json", str(tmp_path))
+        try:
+            reports.append(list(work(shard)))
+        except Died:
+            deaths += 1
+            assert deaths < 10
+    assert deaths == 6  # each killer: once with others, twice alone
+    assert json.loads(folder.result(0).read_text()) == [v for v in values if isinstance(v, int) and v != 20]
+    errors = [json.loads(line) for line in folder.errors(0).read_text().splitlines()]
+    assert [(error["file"], error["line"], error["reason"].split(":")[0]) for error in errors] == [
+        ("in.jsonl", 11, "its actor died while working on it, more than once"),
+        ("in.jsonl", 12, "is bad"),
+        ("in.jsonl", 21, "not JSON"),
+        ("in.jsonl", 41, "its actor died while working on it, more than once"),
+    ]
+    [said] = reports
+    assert [(one.done, one.failed) for one in said][-1] == (42, 4)
+    assert len(said) == 7  # stretches of 6: as many reports as a run without a death
+    assert list((folder.folder / "_attempts").iterdir()) == []
+
+
+def test_a_shard_is_there_only_when_its_errors_are(tmp_path):
+    class Fails(Copies):
+        def write(self, path):
+            raise Died
+
+    file = tmp_path / "in.jsonl"
+    file.write_text('"bad"\n1\n')
+    folder = ShardFolder(tmp_path / "out", ".json")
+    folder.claim({})
+    [shard] = cut([file], 10**6)
+    with pytest.raises(Died):
+        list(_ShardWork(Fails, {}, str(folder.folder), ".json", str(tmp_path))(shard))
+    assert folder.errors(0).exists()
+    assert not folder.result(0).exists()

@@ -1,0 +1,182 @@
+"""A scorer described by options: loaded once, shared, sent by name, and honest about what it cannot load again."""
+
+import copy
+import gc
+import pickle
+import threading
+
+import pytest
+import torch
+
+import qrhead_rag.frameworks.scorer
+from qrhead_rag import QRRetriever
+from qrhead_rag.frameworks.conversation import HistoryScorerOptions
+from qrhead_rag.frameworks.scorer import ScorerOptions
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
+
+HEADS = [(1, 0), (2, 1)]
+DOCUMENTS = ["The keeper counts the ships.", "Soup is served at noon.", "The lighthouse is tall."]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model on disk, as users have them."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def options(folder, **changes):
+    return ScorerOptions(**{"model": folder, "heads": HEADS, "device": "cpu", **changes})
+
+
+def test_options_load_what_they_describe(folder):
+    scorer = options(folder, mode="late", layout="given", instruction="Find it.", dtype=torch.float64).load_scorer()
+    assert scorer.model_name == str(folder)
+    assert list(scorer.heads.heads) == HEADS
+    assert (scorer.mode, scorer.layout, scorer.instruction) == ("late", "given", "Find it.")
+    assert scorer.model.dtype == torch.float64
+    assert scorer.model.device == torch.device("cpu")
+
+
+def test_a_model_is_loaded_at_first_use_by_one_of_many_threads(folder, monkeypatch):
+    loads = []
+    from_pretrained = QRRetriever.from_pretrained
+
+    def counting(*args, **kwargs):
+        loads.append(threading.get_ident())
+        return from_pretrained(*args, **kwargs)
+
+    monkeypatch.setattr(QRRetriever, "from_pretrained", counting)
+    components = [options(folder, instruction="Only here.") for _ in range(8)]
+    assert loads == []
+    barrier, found = threading.Barrier(len(components)), []
+
+    def ask(component):
+        barrier.wait()
+        found.append(component.load_scorer())
+
+    threads = [threading.Thread(target=ask, args=(component,)) for component in components]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+    assert len(set(map(id, found))) == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"heads": [(0, 0)]}, {"mode": "independent"}, {"instruction": "x"}, {"dtype": "float64"}]
+)
+def test_other_options_are_another_scorer(folder, changes):
+    component = options(folder)
+    assert options(folder, **changes).load_scorer() is not component.load_scorer()
+    assert options(folder).load_scorer() is component.load_scorer()
+
+
+def test_further_options_are_passed_on_and_recorded(folder):
+    component = options(folder, device=None, mode="late", options={"piece_tokens": 20, "local_files_only": True})
+    scorer = component.load_scorer()
+    assert scorer.options.piece_tokens == 20
+    injected = ScorerOptions(scorer=scorer)
+    assert injected.options == {"piece_tokens": 20}
+    long = ["The keeper counts ships. " * 20, "Soup is served at noon. " * 20]
+    rebuilt = ScorerOptions.model_validate_json(injected.model_dump_json()).load_scorer()
+    assert rebuilt is not scorer, "what else it was loaded with is not known of an injected scorer"
+    assert rebuilt.score("who counts?", long) == pytest.approx(scorer.score("who counts?", long), abs=1e-6)
+
+
+def test_a_model_that_no_component_holds_is_given_up(folder):
+    before = len(qrhead_rag.frameworks.scorer._loaded)
+    component = options(folder, instruction="Soon gone.")
+    component.load_scorer()
+    assert len(qrhead_rag.frameworks.scorer._loaded) > before
+    del component
+    gc.collect()
+    assert len(qrhead_rag.frameworks.scorer._loaded) == before
+
+
+def test_an_injected_scorer_is_used_and_described(folder):
+    scorer = QRRetriever.from_pretrained(folder, heads=HEADS, mode="late", layout="reversed", instruction="Find it.")
+    component = ScorerOptions(scorer=scorer)
+    assert component.load_scorer() is scorer
+    assert (component.model, component.heads, component.mode) == (str(folder), scorer.heads, "late")
+    assert (component.layout, component.instruction) == ("reversed", "Find it.")
+
+
+def test_what_was_injected_is_rebuilt_from_data_with_the_same_scores(folder):
+    scorer = QRRetriever.from_pretrained(folder, heads=HEADS, instruction="Find it.")
+    component = ScorerOptions(scorer=scorer)
+    expected = scorer.score("who counts?", DOCUMENTS)
+    for rebuilt in (
+        ScorerOptions.model_validate_json(component.model_dump_json()),
+        ScorerOptions(**component.model_dump()),
+        pickle.loads(pickle.dumps(component)),
+    ):
+        assert rebuilt.scorer is None
+        assert rebuilt.load_scorer() is not scorer
+        assert rebuilt.load_scorer().score("who counts?", DOCUMENTS) == pytest.approx(expected, abs=1e-6)
+        assert rebuilt.model_dump() == component.model_dump()
+
+
+def test_a_rebuilt_component_shares_the_model_of_its_equal(folder):
+    component = options(folder, device=None)
+    component.load_scorer()
+    injected = ScorerOptions(scorer=component.load_scorer())
+    assert ScorerOptions(**injected.model_dump()).load_scorer() is component.load_scorer()
+
+
+def test_a_scorer_that_lived_in_memory_only_says_so(tiny):
+    component = ScorerOptions(scorer=tiny)
+    assert component.load_scorer() is tiny
+    data = component.model_dump()
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM that lived in memory only.*pass scorer="):
+        ScorerOptions(**data)
+    with pytest.raises(ValueError, match="lived in memory only"):
+        pickle.loads(pickle.dumps(component))
+    assert ScorerOptions(**data, scorer=tiny).load_scorer() is tiny
+
+
+def test_the_model_is_neither_pickled_nor_deeply_copied(tiny):
+    component = ScorerOptions(scorer=tiny)
+    assert len(pickle.dumps(component)) < 5_000
+    twin = copy.deepcopy({"a": component, "b": component})
+    assert twin["a"] is twin["b"]
+    assert twin["a"] is not component
+    assert twin["a"].load_scorer() is tiny
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [{"mode": "late"}, {"model": "another/model"}, {"heads": [(0, 0)]}, {"instruction": "x"}, {"layout": "reversed"}],
+)
+def test_an_option_that_contradicts_the_scorer_is_refused(tiny, contradiction):
+    (name,) = contradiction
+    with pytest.raises(ValueError, match=rf"{name}=.*contradicts scorer=.*leave {name} out"):
+        ScorerOptions(scorer=tiny, **contradiction)
+
+
+def test_an_option_that_agrees_with_the_scorer_is_fine(tiny):
+    heads = [(1, 0), (1, 3), (2, 1), (2, 2)]
+    assert ScorerOptions(scorer=tiny, mode="listwise", heads=heads).heads == tiny.heads
+
+
+def test_unknown_options_are_refused_by_name():
+    with pytest.raises(ValueError, match="modle"):
+        ScorerOptions(modle="x")
+    with pytest.raises(ValueError, match="mode"):
+        ScorerOptions(mode="both")
+
+
+def test_a_history_is_read_late_unless_its_scorer_says_otherwise(tiny):
+    assert HistoryScorerOptions().mode == "late"
+    assert HistoryScorerOptions(scorer=tiny).mode == "listwise"
+
+
+def test_a_name_given_to_a_model_in_memory_does_not_make_it_loadable():
+    retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads=HEADS, model_name="my fine-tune")
+    component = ScorerOptions(scorer=retriever)
+    assert component.model == "in-memory:my fine-tune"
+    with pytest.raises(ValueError, match=r"lived in memory only, .*; pass scorer="):
+        pickle.loads(pickle.dumps(component))

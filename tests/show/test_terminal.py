@@ -1,0 +1,78 @@
+"""Explanations on a terminal: for and against can be told apart, and text stands where it stood."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from qrhead_rag import Passage
+from qrhead_rag.ranking.explain import ExplainedPassage, TokenContribution
+from qrhead_rag.show.ink import AGAINST, FOR
+from qrhead_rag.show.terminal import shaded, strongest
+
+
+def look(text):
+    """Each styled piece of a text: its colours, and whether it is bold, underlined, dim."""
+    found = {}
+    for span in text.spans:
+        style = span.style
+        if not isinstance(style, str):
+            colours = tuple(colour and tuple(colour.get_truecolor()) for colour in (style.color, style.bgcolor))
+            found[text.plain[span.start : span.end]] = (*colours, style.bold, style.underline, style.dim)
+    return found
+
+
+def test_shades_tell_for_from_against():
+    passage = Passage(text="ships pass so near by", title="Log")
+    tokens = (
+        TokenContribution("[1] ", "label", 0, 4, 0.5),
+        TokenContribution("Log", "title", 0, 3, -0.1),
+        TokenContribution("ships", "text", 0, 5, 1.0),
+        TokenContribution(" pass", "text", 5, 10, -1.0),
+        TokenContribution(" so", "text", 10, 13, 0.3),
+        TokenContribution(" near", "text", 13, 18, 0.1),
+        TokenContribution(" by", "text", 18, 21, 0.01),
+    )
+    explained = ExplainedPassage(0, 0.81, passage, tokens)
+    text = shaded(explained)
+    assert text.plain == "Log\nships pass so near by"
+    found = look(text)
+    assert found["ships"] == ((255, 255, 255), FOR, True, False, None)
+    assert found["pass"] == ((0, 0, 0), AGAINST, True, True, None)
+    assert found["so"] == ((255, 255, 255), FOR, False, False, None)
+    assert found["near"] == (FOR, None, None, False, None)
+    assert found["Log"] == (AGAINST, None, None, True, None)
+    assert found.get("by", (None,) * 5) == (None,) * 5
+    assert strongest(explained, 3) == "ships +1.0000, pass -1.0000, [1] +0.5000"
+
+
+def test_a_passage_that_was_not_read_is_shown_plain():
+    explained = ExplainedPassage(0, 0.0, Passage(text=""), ())
+    assert (shaded(explained).plain, strongest(explained)) == ("", "")
+    blank = shaded(ExplainedPassage(0, 0.0, Passage(text=" \n", title="\t"), ()))
+    assert blank.plain == "\t\n \n"
+
+
+def test_what_was_not_read_is_dim():
+    tokens = (TokenContribution("read", "text", 0, 4, 1.0),)
+    found = look(shaded(ExplainedPassage(0, 1.0, Passage(text="read, not read"), tokens, truncated=True)))
+    assert found[", not read"] == (None, None, None, None, True)
+
+
+@pytest.mark.parametrize("before", ["\r\n", "\x07\x08\x0b\x0c", "\x1b[31m", "\ud800", "[red]", "👩‍🍳 "])
+def test_shades_stay_in_place_and_nothing_steers_the_terminal(before):
+    text = f"{before}ships{before}"
+    start = len(before)
+    tokens = (
+        TokenContribution(before, "text", 0, start, 0.0),
+        TokenContribution("ships", "text", start, start + 5, 1.0),
+        TokenContribution(before, "text", start + 5, len(text), -0.5),
+    )
+    explained = ExplainedPassage(0, 0.5, Passage(text=text, title=text), tokens)
+    assert look(shaded(explained))["ships"][1] == FOR
+    console = Console(file=io.StringIO(), width=80)
+    console.print(shaded(explained))
+    console.print(strongest(explained), markup=False)
+    shown = console.file.getvalue()
+    assert not set(shown) & {*map(chr, range(32)), *map(chr, range(0xD800, 0xE000))} - {"\n"}
+    assert shown.count("ships") == 3
