@@ -18,8 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qrhead_rag import HeadSet, QRRetriever, embedded_model, loading
+from qrhead_rag import HeadSet, QRRetriever
 from qrhead_rag.core.heads import EMBEDDED_MODEL
+from qrhead_rag.models import embedded as embedded_model
+from qrhead_rag.models import loading
 from tests.helpers.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3)]

@@ -21,11 +21,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import qrhead_rag
-from qrhead_rag import HeadSet, LabelledExample, Passage, QRRetriever, embedded_model, loading
+from qrhead_rag import HeadSet, LabelledExample, Passage, QRRetriever
 from qrhead_rag.cli import app
 from qrhead_rag.datasets.load import READERS, load_examples
 from qrhead_rag.detect.recording import record
 from qrhead_rag.files import replaced
+from qrhead_rag.models import embedded as embedded_model
+from qrhead_rag.models import loading
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.tensor_file import read_encoded, write_encoded
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
