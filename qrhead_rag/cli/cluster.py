@@ -42,7 +42,6 @@ OutArgument: TypeAlias = Annotated[
 DeviceMapOption: TypeAlias = Annotated[
     str | None, typer.Option(help="auto spreads a model over the GPUs of its actor (needs accelerate).")
 ]
-TpPlanOption: TypeAlias = Annotated[str | None, typer.Option(help="auto cuts every layer over the GPUs of an actor.")]
 BatchOption: TypeAlias = Annotated[
     int | None,
     typer.Option(help="Documents run together up to this many tokens, those of several lists too (independent, late)."),
@@ -70,7 +69,6 @@ def rank_dataset(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     device_map: DeviceMapOption = None,
-    tp_plan: TpPlanOption = None,
     piece_tokens: PieceOption = None,
     batch_tokens: BatchOption = None,
     cache_bytes: Annotated[
@@ -94,7 +92,6 @@ def rank_dataset(
             device=device,
             dtype=dtype,
             device_map=device_map,
-            tp_plan=tp_plan,
             piece_tokens=piece_tokens,
             batch_tokens=batch_tokens,
             cache_bytes=cache_bytes,
@@ -125,7 +122,6 @@ def encode_dataset(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     device_map: DeviceMapOption = None,
-    tp_plan: TpPlanOption = None,
     piece_tokens: PieceOption = None,
     batch_tokens: BatchOption = None,
     key_dtype: Annotated[
@@ -147,7 +143,6 @@ def encode_dataset(
             device=device,
             dtype=dtype,
             device_map=device_map,
-            tp_plan=tp_plan,
             piece_tokens=piece_tokens,
             batch_tokens=batch_tokens,
             key_dtype=key_dtype,

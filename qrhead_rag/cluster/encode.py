@@ -11,7 +11,6 @@ from typing import Any
 from qrhead_rag.cluster.pool import Pool
 from qrhead_rag.cluster.rank import described, sent
 from qrhead_rag.cluster.run import Progress, run_shards
-from qrhead_rag.cluster.split import split
 from qrhead_rag.core.heads import HeadChoice
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import RawRecord
@@ -44,23 +43,21 @@ def encode_dataset(
         pool: where; None is one actor on this machine.
         shard_bytes: bytes of input in a shard.
         on_progress: called before the first report of an actor and after each.
-        options: others of `QRRetriever.from_pretrained` (dtype, device_map, tp_plan, piece_tokens …).
+        options: others of `QRRetriever.from_pretrained` (dtype, device_map, piece_tokens …).
 
     Raises:
         FileNotFoundError, OSError, ValueError: what was given cannot be used; the message names it.
         RuntimeError: an actor failed in a way that is no document's fault.
     """
     retriever = {"model": model, "heads": sent(heads), "mode": "late", **options}
-    pool = pool or Pool()
-    make, made_with = split(_Encoded, {"retriever": retriever}, options, pool)
     return run_shards(
         sources,
         out,
-        make=make,
-        options=made_with,
+        make=_Encoded,
+        options={"retriever": retriever},
         settings={"command": "encode-dataset", **described(retriever)},
         suffix=".safetensors",
-        pool=pool,
+        pool=pool or Pool(),
         shard_bytes=shard_bytes,
         on_progress=on_progress,
     )

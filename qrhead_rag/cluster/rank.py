@@ -8,7 +8,6 @@ from typing import Any, Literal
 from qrhead_rag.cluster.batches import RankedList, RankLists
 from qrhead_rag.cluster.pool import Pool
 from qrhead_rag.cluster.run import Progress, run_shards
-from qrhead_rag.cluster.split import split
 from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode
 from qrhead_rag.core.selection import Selection
 from qrhead_rag.datasets.bm25 import require_extra
@@ -47,7 +46,7 @@ def rank_dataset(
         pool: where; None is one actor on this machine.
         shard_bytes: bytes of input in a shard, which is redone as a whole where its actor dies.
         on_progress: called before the first report of an actor and after each.
-        options: others of `RankLists` and `QRRetriever.from_pretrained` (dtype, device_map, tp_plan, batch_tokens …).
+        options: others of `RankLists` and `QRRetriever.from_pretrained` (dtype, device_map, batch_tokens …).
 
     Raises:
         FileNotFoundError, OSError, ValueError: what was given cannot be used; the message names it.
@@ -56,16 +55,14 @@ def rank_dataset(
     heads = sent(heads)
     kept = (selection or Selection()).model_dump()
     lists = {"model": model, "heads": heads, "mode": mode, "selection": kept, **options}
-    pool = pool or Pool()
-    make, made_with = split(_Rankings, {"lists": lists}, options, pool)
     return run_shards(
         sources,
         out,
-        make=make,
-        options=made_with,
+        make=_Rankings,
+        options={"lists": lists},
         settings={"command": "rank-dataset", **described(lists)},
         suffix=None if format is None else f".{format}",
-        pool=pool,
+        pool=pool or Pool(),
         shard_bytes=shard_bytes,
         on_progress=on_progress,
     )

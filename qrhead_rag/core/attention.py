@@ -23,7 +23,6 @@ from qrhead_rag.core.eager import eager_function, eager_weights
 from qrhead_rag.core.heads import Head
 from qrhead_rag.core.key_value_cache import read_only_copy
 from qrhead_rag.core.model_view import cache_argument, find_decoder, view_of
-from qrhead_rag.core.tensor_parallel import HeadParts
 
 PREFILL_TOKENS = 2048
 _EAGER_PREFILL_BYTES = 128 * 2**20
@@ -69,8 +68,6 @@ class HeadReader:
         self._order = [placed.index(head) for head in self._heads]
         config = model.config.get_text_config()
         self._num_heads = config.num_attention_heads
-        self._num_key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        self._parts = HeadParts.of(model)
         # Where an attention function cannot be given a mask of any shape (flash), the few query rows run under sdpa.
         self._kernel = config._attn_implementation or "eager"
         sdpa_or_eager = "sdpa" if getattr(self._decoder, "_supports_sdpa", False) else "eager"
@@ -180,8 +177,6 @@ class HeadReader:
             tokens=tokens,
             late_keys=late_keys,
             hidden=hidden,
-            parts=self._parts,
-            num_heads=self._num_heads,
             must_see=rows_read.to(device) if see_all else None,
         )
         self._run(
@@ -208,11 +203,7 @@ class HeadReader:
         found = {}
         for layer, heads in self._by_layer.items():
             keys = layer_keys[layer]
-            count = keys.shape[-3]
-            total = count if self._parts.size == 1 else self._num_key_heads
-            needed = _key_heads(heads, self._num_heads // total)
-            part = keys[..., self._parts.held(needed, count, total)[1], :, :]
-            found[layer] = self._parts.gathered(part, needed, count, total, dim=-3)
+            found[layer] = keys[..., _key_heads(heads, self._num_heads // keys.shape[-3]), :, :]
         return found
 
     @property
@@ -267,8 +258,6 @@ class _Reading:
     tokens: int  # cached and late ones
     late_keys: Mapping[int, Tensor]
     hidden: int
-    parts: HeadParts
-    num_heads: int
     must_see: Tensor | None  # (rows,)
     found: dict[int, Tensor] = field(default_factory=dict)
 
@@ -324,19 +313,17 @@ def _read_layer(
             f"layer {layer} attends within a window that hides part of the documents from the query; expected every "
             "document token in sight: use smaller pieces (piece_tokens=), heads of layers without a window, or listwise"
         )
-    wanted, count = reading.heads[layer], query.shape[1]
-    places, heads = reading.parts.held(wanted, count, reading.num_heads)
-    group = count // key.shape[1]
+    heads = reading.heads[layer]
+    group = query.shape[1] // key.shape[1]
     keys = key[:, [head // group for head in heads]].float()  # (1, heads, cached + rows, head size)
     if layer in reading.late_keys:
-        needed = _key_heads(wanted, group)
-        late = reading.late_keys[layer].to(keys)[None, [needed.index(wanted[place] // group) for place in places]]
+        needed = _key_heads(heads, group)
+        late = reading.late_keys[layer].to(keys)[None, [needed.index(head // group) for head in heads]]
         keys = torch.cat([keys[:, :, : reading.cached], late, keys[:, :, reading.cached :]], dim=2)
     additive = torch.where(seen, 0.0, torch.finfo(torch.float32).min)  # (1, 1, rows, tokens + rows)
     additive[..., : reading.hidden] = torch.finfo(torch.float32).min
     weights = eager_weights(module, heads, query[:, heads].float(), keys, additive, options)
-    found = reading.averages.to(weights.device) @ weights[0, :, :, : reading.tokens]
-    return reading.parts.gathered(found, wanted, count, reading.num_heads, dim=0)
+    return reading.averages.to(weights.device) @ weights[0, :, :, : reading.tokens]
 
 
 def _key_heads(heads: Sequence[int], group: int) -> list[int]:

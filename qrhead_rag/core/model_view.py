@@ -22,7 +22,8 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
     """The text decoder inside a model: the module that owns the list of layers.
 
     Raises:
-        ValueError: the model is an encoder-decoder, has linear or latent attention, or no eager attention function.
+        ValueError: the model is an encoder-decoder, has linear or latent attention or no eager attention function, or
+            its layers are cut over several processes.
     """
     config = model.config.get_text_config()
     name = config.model_type
@@ -32,6 +33,11 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
         found = sorted(kinds) or ("latent attention (MLA)" if latent else "an encoder beside the decoder")
         raise ValueError(
             f"{name} has {found}, which cannot be read; expected a decoder with softmax attention in every layer"
+        )
+    if getattr(model, "_device_mesh", None) is not None:  # of tensor parallelism: each process has some heads only
+        raise ValueError(
+            f"{name} is cut over several processes (tp_plan), none of which sees all heads; expected whole layers: "
+            'spread them over the devices of one process with device_map="auto"'
         )
     inner = model.get_decoder() if hasattr(model, "get_decoder") else model
     for module in (inner or model).modules():

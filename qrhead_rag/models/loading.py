@@ -23,7 +23,6 @@ from transformers import (
 )
 
 from qrhead_rag.core.heads import EMBEDDED_MODEL, HeadChoice, HeadSet, Mode, ModelShape, choose_heads
-from qrhead_rag.core.tensor_parallel import tensor_parallel
 from qrhead_rag.models.embedded import EMBEDDED_PACKAGE, converted, embedded_gguf
 from qrhead_rag.models.quiet import quiet
 
@@ -101,7 +100,6 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: Any = None,
-    tp_plan: Any = None,
     **options: Any,
 ) -> LoadedModel:
     """Load the layers of a model that its heads need, and no output matrix.
@@ -113,7 +111,6 @@ def load_model(
         device: "cpu", "cuda", "mps" …; None takes an accelerator where there is one.
         dtype: None is float32 on CPU and the checkpoint's own elsewhere.
         device_map: as in transformers; excludes `device`.
-        tp_plan: as in transformers ("auto"): cut over the processes of a group; excludes both.
         options: for transformers' `from_pretrained` (revision, gguf_file, trust_remote_code, attn_implementation …).
 
     Raises:
@@ -127,10 +124,6 @@ def load_model(
     target = torch.device(device or _best_device()) if device_map is None else None
     if dtype is None:
         dtype = torch.float32 if target is not None and target.type == "cpu" else "auto"
-    if tp_plan is not None:
-        if device is not None or device_map is not None:
-            raise ValueError(f"tp_plan={tp_plan!r} places the model itself; leave out device and device_map")
-        options, target = options | tensor_parallel(tp_plan), None
     tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
     with quiet(), _naming(name):
         try:

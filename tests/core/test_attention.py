@@ -193,6 +193,13 @@ def test_what_cannot_be_read_is_refused_by_name(family, changes, named):
         find_decoder(model)
 
 
+def test_a_model_cut_over_processes_is_refused_as_each_has_other_heads():
+    model = tiny_model()
+    model._device_mesh = object()
+    with pytest.raises(ValueError, match=r"cut over several processes \(tp_plan\).*device_map"):
+        HeadReader(model, HEADS)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_equals_cpu():
     model = tiny_model()
