@@ -27,8 +27,7 @@ from transformers.cache_utils import DynamicCache
 
 from benchmarks.warm import HEADS
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.core.key_value_cache import crop
-from qrhead_rag.core.model_view import cache_argument
+from qrhead_rag.core.model_view import cache_argument, crop
 from qrhead_rag.core.prompt import NULL_QUERY, Prompt
 from qrhead_rag.core.scoring import calibrate, document_of_tokens, document_scores, masked
 

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qrhead_rag.core.passage import Passage, check_query
-from qrhead_rag.datasets.bm25 import BM25, require_extra
+from qrhead_rag.datasets.bm25 import BM25
+from qrhead_rag.extras import require_extra
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
 from qrhead_rag.show.terminal import shaded, strongest

@@ -32,7 +32,7 @@ from qrhead_rag.cli.model import (
 from qrhead_rag.cli.output import one_line_errors
 from qrhead_rag.core.heads import HeadSet, shipped_head_sets
 from qrhead_rag.core.selection import Order, Selection
-from qrhead_rag.show.printable import printable
+from qrhead_rag.show.ink import printable
 
 if TYPE_CHECKING:
     from qrhead_rag.core.passage import Passage

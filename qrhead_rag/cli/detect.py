@@ -81,7 +81,7 @@ def detect(
     with one_line_errors():
         from qrhead_rag.cli.model import load, load_writer
         from qrhead_rag.datasets.load import ordered
-        from qrhead_rag.detect.criteria import TEMPERATURE
+        from qrhead_rag.detect.choosing import TEMPERATURE
         from qrhead_rag.detect.detection import detect as choose
         from qrhead_rag.detect.recording import record, tells_heads_apart
         from qrhead_rag.detect.report import DetectionOptions
@@ -203,7 +203,7 @@ def _write_report(detection: "Detection", folder: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "detection.json", detection.to_json() + "\n")
     try:
-        from qrhead_rag.show.plot import save_plots
+        from qrhead_rag.detect.plot import save_plots
 
         save_plots(detection, folder)
     except ImportError as error:

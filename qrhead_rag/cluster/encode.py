@@ -13,8 +13,8 @@ from qrhead_rag.cluster.rank import described, sent
 from qrhead_rag.cluster.run import Progress, run_shards
 from qrhead_rag.core.heads import HeadChoice
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.datasets.examples import RawRecord
 from qrhead_rag.datasets.passages import passage_of
+from qrhead_rag.datasets.records import RawRecord
 from qrhead_rag.ranking.retriever import QRRetriever
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from qrhead_rag.datasets.bm25 import require_extra
+from qrhead_rag.extras import require_extra
 
 _STORE_BYTES = 100 * 2**20  # tasks and reports are all that passes through Ray's object store
 

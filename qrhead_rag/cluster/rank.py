@@ -1,19 +1,136 @@
 """A data set of lists ranked from file to file: `qrhead rank-dataset`."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from qrhead_rag.cluster.batches import RankedList, RankLists
 from qrhead_rag.cluster.pool import Pool
 from qrhead_rag.cluster.run import Progress, run_shards
 from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode
+from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.selection import Selection
-from qrhead_rag.datasets.bm25 import require_extra
-from qrhead_rag.datasets.examples import RawRecord
-from qrhead_rag.datasets.list_records import ranking_row
+from qrhead_rag.datasets.passages import ListRecord, list_record
+from qrhead_rag.datasets.records import RawRecord
+from qrhead_rag.extras import require_extra
 from qrhead_rag.files import replaced, write_json_lines
+from qrhead_rag.ranking.result import Ranking
+from qrhead_rag.ranking.retriever import QRRetriever
+
+
+class RankedList(NamedTuple):
+    """A list with its ranking, and the tokens of its query and documents."""
+
+    record: ListRecord
+    ranking: Ranking
+    tokens: int
+
+
+class RankLists:
+    """Ranks batches of lists with one QRRetriever. `ray.data.Dataset.map_batches` makes one per actor.
+
+    A batch is a pyarrow Table (`batch_format="pyarrow"`) with columns query and documents (strings, or structs of text,
+    title, id). It comes back with three more: ranking (places of the kept documents), scores (in the order of ranking)
+    and error, the reason why a list has neither; one bad list does not end the run.
+
+    Args:
+        model: as in `QRRetriever.from_pretrained`.
+        selection: what to keep of each ranking: top_n, min_share, max_tokens, order; see `Selection`.
+        options: the others of `QRRetriever.from_pretrained`. Each list is ranked as if it were alone, to the bit. Two
+            options change what is rounded, and nothing else: `batch_tokens` runs documents of several lists through
+            the model together, up to that many tokens; `cache_bytes` keeps documents for other lists that have them.
+
+    Raises:
+        OSError, ValueError: as `QRRetriever.from_pretrained`.
+    """
+
+    def __init__(
+        self, model: str | Path | None = None, *, selection: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        self._selection = Selection(**(selection or {})).model_dump()
+        self._together = options.get("batch_tokens")
+        held = 0 if self._together is None else 2**30
+        self._retriever = QRRetriever.from_pretrained(model, **{"cache_bytes": held, **options})
+        if self._together is not None and self._retriever.mode == "listwise":
+            raise ValueError(
+                f"batch_tokens={self._together} means nothing to the mode listwise, which runs one list at a time; "
+                "leave it out, or use independent or late"
+            )
+
+    def __call__(self, lists: Any) -> Any:
+        """The batch with its columns ranking, scores and error.
+
+        Raises:
+            TypeError: not a pyarrow Table.
+        """
+        arrow = require_extra("pyarrow", "ray")
+        if not isinstance(lists, arrow.Table):
+            raise TypeError(f'a batch is {type(lists).__name__}; expected a Table: map_batches(batch_format="pyarrow")')
+        found = self.rank_all(lists.to_pylist())
+        rankings = [one.ranking if isinstance(one, RankedList) else () for one in found]
+        places = arrow.array([[ranked.index for ranked in one] for one in rankings], arrow.list_(arrow.int64()))
+        scores = arrow.array([[ranked.score for ranked in one] for one in rankings], arrow.list_(arrow.float64()))
+        errors = arrow.array([one if isinstance(one, str) else None for one in found], arrow.string())
+        return lists.append_column("ranking", places).append_column("scores", scores).append_column("error", errors)
+
+    def rank_all(self, values: Sequence[Any]) -> list[RankedList | str]:
+        """The ranking of every list (objects with query and documents, perhaps id), or the reason why it has none.
+
+        Raises:
+            Exception: what the model raises also on a list that is known to be good.
+        """
+        found: list[RankedList | str] = []
+        for group in self._groups([self._parsed(value) for value in values]):
+            if self._together is not None:
+                self._run_together(
+                    [document for one in group if not isinstance(one, str) for document in one[0].documents]
+                )
+            found += [one if isinstance(one, str) else self._ranked(*one) for one in group]
+        return found
+
+    def _run_together(self, documents: Sequence[Passage]) -> None:
+        """Run documents into the retriever's cache, where the lists that have them find them."""
+        with suppress(Exception):  # whatever is wrong is found again in its own list
+            encoded = self._retriever.encode(documents)
+            if encoded.nbytes > self._retriever.options.cache_bytes:
+                self._together = None  # run and forgotten again: nothing is won
+
+    def _parsed(self, value: Any) -> tuple[ListRecord, int] | str:
+        try:
+            record = list_record(value)
+            texts = [record.query, *(document.content for document in record.documents)]
+            return record, sum(map(self._retriever.count_tokens, texts))
+        except (ValueError, TypeError) as error:
+            return str(error)
+
+    def _groups(self, lists: list[tuple[ListRecord, int] | str]) -> Iterator[list[tuple[ListRecord, int] | str]]:
+        """Lists that run together, in their order."""
+        group: list[tuple[ListRecord, int] | str] = []
+        tokens = 0
+        for one in lists:
+            size = 0 if isinstance(one, str) else one[1]
+            if group and tokens + size > (self._together or 0):
+                yield group
+                group, tokens = [], 0
+            group.append(one)
+            tokens += size
+        yield group
+
+    def _ranked(self, record: ListRecord, tokens: int) -> RankedList | str:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # `windowed` and `truncated` say it
+                return RankedList(
+                    record, self._retriever.rank(record.query, record.documents, **self._selection), tokens
+                )
+        except (ValueError, TypeError, FloatingPointError) as error:
+            return str(error)
+        except Exception as error:
+            # The list's fault or the model's? Where the model is at fault no list can be ranked, and the run must stop.
+            self._retriever.rank("Does it run?", ["It runs.", "It does not."])
+            return f"{type(error).__name__}: {error}"
 
 
 def rank_dataset(
@@ -141,3 +258,27 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _utf8(text: str | int | None) -> str | None:
     """A text as Parquet can hold it: JSON may bring lone surrogates."""
     return None if text is None else str(text).encode("utf-8", "replace").decode()
+
+
+def ranking_row(record: ListRecord, ranking: Ranking, file: str, line: int) -> dict[str, Any]:
+    """What is written for a ranked list.
+
+    Returns:
+        id: the list's own.
+        ranking: places of the kept documents in the list, from 0, in the order asked for.
+        scores: their scores, in the same order; they compare within this list only.
+        documents: their ids, in the same order; None for one that has none.
+        windowed: whether the list was ranked in sliding windows.
+        truncated: places of kept documents of which only the beginning was read.
+        file, line: where the list stands in the input, so that lists without an id are found again.
+    """
+    return {
+        "id": record.id,
+        "ranking": [ranked.index for ranked in ranking],
+        "scores": [ranked.score for ranked in ranking],
+        "documents": [ranked.passage.id for ranked in ranking],
+        "windowed": ranking.windowed,
+        "truncated": list(ranking.truncated),
+        "file": file,
+        "line": line,
+    }

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from qrhead_rag.cluster.pool import Pool, run
-from qrhead_rag.cluster.shard_folder import ShardFolder
-from qrhead_rag.cluster.shards import Shard, cut, find_files, fingerprint, read
-from qrhead_rag.datasets.examples import MalformedRecord, RawRecord
+from qrhead_rag.cluster.shards import Shard, ShardFolder, cut, find_files, fingerprint, read
+from qrhead_rag.datasets.records import MalformedRecord, RawRecord
 
 _SMALLEST, _LARGEST = 2**12, 2**20  # bytes of a shard where nobody says how many
 _SHARDS_PER_ACTOR = 8

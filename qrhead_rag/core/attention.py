@@ -19,10 +19,15 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from qrhead_rag.core.eager import eager_function, eager_weights
 from qrhead_rag.core.heads import Head
-from qrhead_rag.core.key_value_cache import read_only_copy
-from qrhead_rag.core.model_view import cache_argument, find_decoder, view_of
+from qrhead_rag.core.model_view import (
+    cache_argument,
+    eager_function,
+    eager_weights,
+    find_decoder,
+    read_only_copy,
+    view_of,
+)
 
 PREFILL_TOKENS = 2048
 _EAGER_PREFILL_BYTES = 128 * 2**20

@@ -6,14 +6,16 @@ configuration and attention implementation, and may generate in another thread m
 
 import copy
 import inspect
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import MethodType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-
-from qrhead_rag.core.eager import eager_function, shallow_copy
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 _PROVED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -100,3 +102,94 @@ def _rebound(value: Any, module: nn.Module, copied: nn.Module, attention: str, c
     if isinstance(value, partial) and value.args[:1] == (module,):
         return partial(value.func, copied, *value.args[1:], **value.keywords)
     return value
+
+
+def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """The function of its family that computes attention and shows the weights."""
+    for ancestor in type(module).__mro__:
+        found = getattr(sys.modules.get(ancestor.__module__), "eager_attention_forward", None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    return None
+
+
+def eager_weights(
+    module: nn.Module, heads: Sequence[int], query: Tensor, keys: Tensor, mask: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Attention weights as the module's own eager attention computes them.
+
+    Args:
+        module: the attention module.
+        heads: query heads of the layer that are wanted.
+        query: their queries after position encoding, float32. # (batch, heads, rows, head size)
+        keys: their keys after position encoding, float32. # (batch, heads, tokens, head size)
+        mask: additive. # (batch or 1, 1, rows, tokens)
+        options: what the model gives its attention function (scaling, softcap, window).
+
+    Returns:
+        # (batch, heads, rows, tokens)
+    """
+    chosen = shallow_copy(module)
+    # A parameter of one number per head (sinks) goes with the heads.
+    num_heads = module.config.num_attention_heads  # type: ignore[union-attr]
+    parameters = {
+        name: value[list(heads)].float() if value is not None and value.shape == (num_heads,) else value
+        for name, value in module._parameters.items()
+    }
+    chosen.__dict__ |= {"num_key_value_groups": 1, "training": False, "_parameters": parameters}
+    no_values = keys[..., :0]  # the output is not wanted, so its product costs nothing
+    eager = eager_function(module)
+    assert eager is not None  # find_decoder has seen to it
+    return eager(chosen, query, keys, no_values, mask, **(options | {"dropout": 0.0}))[1]
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """A module that shares everything with another, and may be given other attributes."""
+    copied = object.__new__(type(module))
+    copied.__dict__.update(module.__dict__)
+    return copied
+
+
+def crop(cache: DynamicCache, tokens: int) -> None:
+    """Forget every cached token from place `tokens` on, and let go of its memory."""
+    for layer in cache.layers:
+        if layer.keys.shape[-2] > tokens:
+            layer.keys, layer.values = layer.keys[..., :tokens, :].clone(), layer.values[..., :tokens, :].clone()
+
+
+def cache_bytes(cache: DynamicCache | None) -> int:
+    """Bytes of a cache's keys and values."""
+    return sum(tensor.nbytes for tensors in layer_tensors(cache) for tensor in tensors) if cache is not None else 0
+
+
+def layer_tensors(cache: DynamicCache) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of each layer. # each (batch, key heads, tokens, head size)"""
+    return [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+
+
+def cache_of(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
+    """A cache that holds given keys and values. # each (batch, key heads, tokens, head size)"""
+    cache = DynamicCache()
+    for key, value in zip(keys, values, strict=True):
+        layer = DynamicLayer()
+        layer.lazy_initialization(key, value)
+        layer.keys, layer.values = key, value
+        cache.layers.append(layer)
+    return cache
+
+
+class _ReadOnlyLayer(DynamicLayer):  # type: ignore[misc]
+    """A cache layer that shows later tokens the cached ones and forgets the later ones."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+def read_only_copy(cache: DynamicCache) -> DynamicCache:
+    """The same keys and values, which a pass sees and does not change."""
+    copied = DynamicCache()
+    for layer in cache.layers:
+        read_only = _ReadOnlyLayer()
+        read_only.__dict__.update(layer.__dict__)
+        copied.layers.append(read_only)
+    return copied

@@ -10,6 +10,7 @@ eq. 2). Raw scores compare within one list only.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -159,3 +160,62 @@ def _sum_by_document(values: Tensor, document_of: Tensor, num_documents: int) ->
     """Sums by document, of the tokens of none in the last column. # (..., tokens) -> (..., documents + 1)"""
     sums = values.new_zeros(*values.shape[:-1], num_documents + 1)
     return sums.index_add(-1, _bins(document_of, num_documents), values)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one document's tokens contributed, as the pass left it.
+
+    Attributes:
+        contributions: c(t) after the mask. # (tokens,)
+        offsets: characters of each token, counted from the beginning of the label. # (tokens, 2)
+        label: the label that the prompt puts before the document.
+    """
+
+    contributions: Tensor
+    offsets: Tensor
+    label: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one query found in one list.
+
+    Attributes:
+        calibrated: c(t) of each head. # (heads, tokens)
+        piece_of: number of the piece that each token belongs to, or OUTSIDE. # (tokens,)
+        document_of_piece: place in the list of the document of each piece. # (pieces,)
+        offsets: characters of each token, counted from its document's label. # (tokens, 2)
+        labels: label of each document that was read, by its place.
+    """
+
+    calibrated: Tensor
+    piece_of: Tensor
+    document_of_piece: Tensor
+    offsets: Tensor
+    labels: dict[int, str]
+
+    def head_scores(self, num_documents: int) -> Tensor:
+        """s(d) of each head alone, masked by itself. # (heads, documents)"""
+        return self._scores(self.calibrated, num_documents)[0]
+
+    def scores(self, num_documents: int) -> tuple[Tensor, list[Evidence | None]]:
+        """s(d) of the selected heads together, and what each document's tokens contributed. # (documents,)"""
+        scores, contributions = self._scores(self.calibrated.sum(dim=0), num_documents)
+        document_of = self.document_of_piece[self.piece_of].where(self.piece_of != OUTSIDE, OUTSIDE)  # (tokens,)
+        order = document_of.argsort(stable=True)
+        sizes = torch.bincount(document_of - OUTSIDE, minlength=num_documents + 1).tolist()  # those of none first
+        of_documents = contributions[order].split_with_sizes(sizes)[1:]
+        offsets = self.offsets[order].split_with_sizes(sizes)[1:]
+        found: list[Evidence | None] = [None] * num_documents
+        for place, label in self.labels.items():  # on their own: a slice would be kept, and pickled, with its whole
+            found[place] = Evidence(of_documents[place].clone(), offsets[place].clone(), label)
+        return scores, found
+
+    def _scores(self, calibrated: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
+        num_pieces = len(self.document_of_piece)
+        contributions = masked(calibrated, self.piece_of, num_pieces)  # (..., tokens)
+        of_pieces = document_scores(contributions, self.piece_of, num_pieces)  # (..., pieces)
+        scores, counted = pool_pieces(of_pieces, self.document_of_piece, num_documents)
+        counted = torch.cat([counted, torch.zeros_like(counted[..., :1])], dim=-1)  # OUTSIDE is -1: the last
+        return scores, contributions.where(counted[..., self.piece_of], 0.0)

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.bm25 import BM25
-from qrhead_rag.datasets.examples import Found, LabelledExample, MalformedRecord, json_records, read_text, reason
+from qrhead_rag.datasets.examples import LabelledExample
+from qrhead_rag.datasets.records import Found, MalformedRecord, json_records, read_text, reason
 
 CANDIDATES = 20
 

@@ -2,23 +2,10 @@
 without them, hard negatives, and the baseline the rerankers are compared with. Needs the extra `eval`.
 """
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
 
 from qrhead_rag.datasets.examples import LabelledExample
-
-
-def require_extra(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency.
-
-    Raises:
-        ImportError: it is not installed; the message has the command that installs it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{module} is missing; install it with: pip install 'qrhead-rag[{extra}]'") from error
+from qrhead_rag.extras import require_extra
 
 
 class BM25:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.datasets.examples import Found, LabelledExample, MalformedRecord, foreign_bytes, read_text, reason
+from qrhead_rag.datasets.examples import LabelledExample
+from qrhead_rag.datasets.records import Found, MalformedRecord, foreign_bytes, read_text, reason
 
 _NUMBERS = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.datasets.examples import Found, LabelledExample, json_records, parse_records, reason
+from qrhead_rag.datasets.examples import LabelledExample
+from qrhead_rag.datasets.records import Found, json_records, parse_records, reason
 
 
 class _Record(BaseModel):

@@ -18,8 +18,9 @@ from qrhead_rag.datasets.beir import read_beir
 from qrhead_rag.datasets.bm25 import shortened
 from qrhead_rag.datasets.clipper import read_clipper
 from qrhead_rag.datasets.conversations import read_locomo, read_longmemeval
-from qrhead_rag.datasets.examples import DatasetError, Found, LabelledExample, MalformedRecord, RawRecord, json_records
+from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.datasets.questions import read_dpr, read_hotpotqa, read_jsonl, read_musique, read_qrhead, write_jsonl
+from qrhead_rag.datasets.records import DatasetError, Found, MalformedRecord, RawRecord, json_records
 
 __all__ = [
     "ORDERS",

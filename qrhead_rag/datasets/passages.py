@@ -1,9 +1,9 @@
 """A file of passages, as the command line takes it: text with a document a line, or JSON lines."""
 
 import json
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from qrhead_rag.core.passage import Passage
+from qrhead_rag.core.passage import Passage, check_query
 from qrhead_rag.files import parse_json
 
 FileFormat: TypeAlias = Literal["txt", "jsonl"]
@@ -77,3 +77,37 @@ def _metadata(left: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(inner, dict | None):
         raise ValueError(f"metadata is {inner!r:.40}; expected an object or none")
     return left | (inner or {})
+
+
+class ListRecord(NamedTuple):
+    """A query and the documents to rank for it."""
+
+    id: str | int | None
+    query: str
+    documents: list[Passage]
+
+
+def list_record(value: Any) -> ListRecord:
+    """The list that a JSON value describes; fields it has besides id, query and documents are passed over.
+
+    Raises:
+        ValueError: a field is missing or of another type; the message names it and what was found.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"found a JSON {type(value).__name__}; expected an object with query and documents")
+    query = value.get("query", value.get("question"))
+    documents, identifier = value.get("documents"), value.get("id")
+    if not isinstance(query, str):
+        raise ValueError(f"query is {query!r:.40}; expected a string")
+    if not isinstance(documents, list):
+        raise ValueError(f"documents is {documents!r:.40}; expected a list of strings or objects with text")
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int | None):
+        raise ValueError(f"id is {identifier!r:.40}; expected a string, a whole number or none")
+    return ListRecord(identifier, check_query(query), [_document(found, at) for at, found in enumerate(documents)])
+
+
+def _document(value: Any, place: int) -> Passage:
+    try:
+        return Passage(text=value) if isinstance(value, str) else passage_of(value)
+    except ValueError as error:
+        raise ValueError(f"document {place}: {error}") from error

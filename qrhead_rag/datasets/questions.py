@@ -13,7 +13,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.bm25 import BM25
-from qrhead_rag.datasets.examples import Found, LabelledExample, json_records, parse_records
+from qrhead_rag.datasets.examples import LabelledExample
+from qrhead_rag.datasets.records import Found, json_records, parse_records
 from qrhead_rag.files import write_json_lines
 
 FILLED_TO = 20  # documents in a list made by adding negatives, where the caller names no number

@@ -17,18 +17,21 @@ import torch
 from torch import Tensor
 
 from qrhead_rag.core.heads import Mode, ModelShape
-from qrhead_rag.detect.criteria import CRITERIA, Criterion, head_values
-from qrhead_rag.detect.crossvalidation import (
+from qrhead_rag.detect.choosing import (
+    CRITERIA,
     SIZES,
+    Criterion,
     assign_folds,
     best_heads,
     group_weights,
+    head_values,
+    overlap,
     set_quality,
     smallest_as_good,
+    stability,
 )
 from qrhead_rag.detect.recording import RecordedExample, Recording
 from qrhead_rag.detect.report import ChosenHead, Curve, DataSetUsed, Detection, DetectionOptions, Quality
-from qrhead_rag.detect.stability import overlap, stability
 from qrhead_rag.evaluate.metrics import paired_test
 
 

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qrhead_rag.core.heads import Head, HeadSet, Mode, ModelShape
-from qrhead_rag.detect.criteria import TEMPERATURE, Criterion
-from qrhead_rag.detect.stability import Stability
+from qrhead_rag.detect.choosing import TEMPERATURE, Criterion, Stability
 
 
 class DetectionOptions(BaseModel):

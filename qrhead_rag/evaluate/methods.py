@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, TypeAlias, cast, get_args
 
 from qrhead_rag.core.heads import Mode, parse_heads
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.datasets.bm25 import BM25, require_extra
+from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.evaluate.embedding import EmbeddingModel
+from qrhead_rag.extras import require_extra
 from qrhead_rag.ranking.retriever import QRRetriever
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qrhead_rag.datasets.bm25 import require_extra
 from qrhead_rag.datasets.examples import LabelledExample
+from qrhead_rag.extras import require_extra
 
 DEFAULT_METRICS = ("nDCG@10", "R@2", "R@5", "RR")
 

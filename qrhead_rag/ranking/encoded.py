@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
+from qrhead_rag.core.scoring import Evidence, Reading
 from qrhead_rag.core.selection import Order, Selection, rank_order, select
-from qrhead_rag.ranking.context import EncodedList, Encoder, Reading, warn_of_truncation
-from qrhead_rag.ranking.explain import Evidence
+from qrhead_rag.ranking.context import EncodedList, Encoder, warn_of_truncation
 from qrhead_rag.ranking.listwise import ListwiseList
 from qrhead_rag.ranking.per_passage import SeparateList
 from qrhead_rag.ranking.result import RankedPassage, Ranking

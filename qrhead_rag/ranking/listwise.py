@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from qrhead_rag.core.attention import Rows
-from qrhead_rag.core.key_value_cache import cache_bytes, crop, layer_tensors
+from qrhead_rag.core.model_view import cache_bytes, crop, layer_tensors
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import NULL_QUERY, Prompt
-from qrhead_rag.core.scoring import OUTSIDE, calibrate, check_finite, document_of_tokens
-from qrhead_rag.ranking.context import Encoder, ListTooLongError, Reading
+from qrhead_rag.core.scoring import OUTSIDE, Reading, calibrate, check_finite, document_of_tokens
+from qrhead_rag.ranking.context import Encoder, ListTooLongError
 
 
 class ListwiseList:

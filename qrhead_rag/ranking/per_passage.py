@@ -21,12 +21,12 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from qrhead_rag.core.attention import Rows
-from qrhead_rag.core.key_value_cache import cache_bytes, cache_of, layer_tensors
+from qrhead_rag.core.model_view import cache_bytes, cache_of, layer_tensors
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import CONSTANT_LABEL, NULL_QUERY
-from qrhead_rag.core.scoring import calibrate, check_finite
+from qrhead_rag.core.scoring import Reading, calibrate, check_finite
 from qrhead_rag.ranking.cache import content_key
-from qrhead_rag.ranking.context import Encoder, ListTooLongError, Reading
+from qrhead_rag.ranking.context import Encoder, ListTooLongError
 from qrhead_rag.ranking.pieces import EncodedPassage, EncodedPiece, JoinedPassages, PieceToRun, batches, join
 
 # Difference of its keys, by their size, that other dtypes and quantization make: 0.03 in bfloat16, 0.5 in rough int4.

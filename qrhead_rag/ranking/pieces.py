@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from qrhead_rag.core.key_value_cache import layer_tensors
+from qrhead_rag.core.model_view import layer_tensors
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from qrhead_rag.ranking.cache import content_key
 from qrhead_rag.ranking.context import Encoder, Layout, ReadingOptions
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.result import Ranking
-from qrhead_rag.ranking.windowed import rank_in_windows
+from qrhead_rag.ranking.windows import rank_in_windows
 
 
 class QRRetriever:

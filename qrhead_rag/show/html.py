@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from qrhead_rag.show.ink import colour_of, strength
-from qrhead_rag.show.printable import printable
+from qrhead_rag.ranking.result import ExplainedPassage, Explanation, Ranking, Stretch
+from qrhead_rag.show.ink import colour_of, printable, strength
 
 _FULL_SHADE = 0.75  # opacity; text keeps a contrast of 4.5 on it, on light and on dark grounds
 _FAINTEST = 0.1  # strength below which a shade is only a haze: a hundredth of the largest contribution
@@ -67,27 +67,6 @@ body > .qrhead-cards {{ margin: 0 auto; }}
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Characters that stand together, and what they contributed.
-
-    Attributes:
-        text: the characters; none where a token lies between two parts of a document.
-        contribution: the sum of their tokens' contributions; None if they were not read.
-        num_tokens: how many tokens share them: several where a character takes more than one.
-    """
-
-    text: str
-    contribution: float | None = 0.0
-    num_tokens: int = 1
-
-    @property
-    def halves(self) -> tuple[str, str]:
-        """The space that most tokens begin with, and the rest: words stay apart if only the rest is shaded."""
-        begins = 1 if self.text.startswith(" ") and self.text.strip() else 0
-        return self.text[:begins], self.text[begins:]
-
-
-@dataclass(frozen=True)
 class Card:
     """One document as it is shown.
 
@@ -110,6 +89,32 @@ class Card:
     note: str = ""
 
 
+def ranking_html(ranking: Ranking) -> str:
+    """The passages of a ranking as cards, each with the beginning of its text."""
+    cards = [
+        Card(
+            index=ranked.index,
+            score=ranked.score,
+            id=ranked.passage.id,
+            title=(Stretch(ranked.passage.title),) if ranked.passage.title else (),
+            text=(Stretch(_opening(ranked.passage.text)),),
+            note="only the beginning was read" if ranked.truncated else "",
+        )
+        for ranked in ranking
+    ]
+    return cards_html(ranking.query, cards, f"{ranking.mode}, in sliding windows" if ranking.windowed else ranking.mode)
+
+
+def explanation_html(explanation: Explanation) -> str:
+    """The passages of an explanation as cards, token by token, as a part of a page."""
+    return cards_html(explanation.query, [_explained(passage) for passage in explanation.passages])
+
+
+def explanation_page(explanation: Explanation) -> str:
+    """The same as a page of its own."""
+    return page_html(explanation.query, [_explained(passage) for passage in explanation.passages])
+
+
 def cards_html(query: str, cards: Sequence[Card], note: str = "") -> str:
     """Cards in the order given, under the query, as a part of a page: what a notebook shows."""
     return "".join(_cards(query, cards, note))
@@ -118,6 +123,23 @@ def cards_html(query: str, cards: Sequence[Card], note: str = "") -> str:
 def page_html(query: str, cards: Sequence[Card], note: str = "") -> str:
     """The same as a page of its own. It fetches nothing and runs nothing."""
     return _PAGE.format(title=_escaped(query), cards=cards_html(query, cards, note))
+
+
+def _explained(explained: ExplainedPassage) -> Card:
+    note = "only the beginning was read" if explained.truncated else ""
+    return Card(
+        index=explained.index,
+        score=explained.score,
+        id=explained.passage.id,
+        label=explained.stretches("label"),
+        title=explained.stretches("title"),
+        text=explained.stretches("text") if explained.tokens else (),
+        note=note if explained.tokens else "blank, not read",
+    )
+
+
+def _opening(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _cards(query: str, cards: Sequence[Card], note: str) -> Iterator[str]:

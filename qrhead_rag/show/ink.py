@@ -31,3 +31,23 @@ def strength(value: float, largest: float) -> float:
     (0.5, 0.0)
     """
     return sqrt(min(abs(value) / largest, 1.0)) if largest else 0.0
+
+
+_PICTURES = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}  # ␀ to ␟, ␡
+_NO_CHARACTERS = dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
+_SHOWN_AS: dict[int, int | None] = {
+    **_PICTURES,
+    **_NO_CHARACTERS,
+    ord("\n"): ord("\n"),
+    ord("\t"): ord("\t"),
+    ord("\r"): None,
+}
+
+
+def printable(text: str) -> str:
+    """The text with control characters as their pictures, lone surrogates as �, and without carriage returns.
+
+    >>> printable("red \\x1b[31m, CR LF\\r\\n")
+    'red ␛[31m, CR LF\\n'
+    """
+    return text.translate(_SHOWN_AS)

@@ -1,39 +1,32 @@
-"""Pictures: what every head is worth, a ranking's scores, quality against number of heads and against depth.
+"""Pictures: what every head is worth, a ranking's scores.
 
 Needs the extra `plot`. Figures are made without pyplot, so that no state is shared and no display is asked for; a
 notebook shows them all the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qrhead_rag.core.heads import Head
-from qrhead_rag.datasets.bm25 import require_extra
-from qrhead_rag.detect.report import Curve, Detection
+from qrhead_rag.extras import require_extra
 from qrhead_rag.ranking.result import RankedPassage, Ranking
-from qrhead_rag.show.ink import AGAINST, FOR, RGB, colour_of
-from qrhead_rag.show.printable import printable
+from qrhead_rag.show.ink import AGAINST, FOR, RGB, colour_of, printable
 
-_COLOURS = {"contrastive": "tab:blue", "mass": "tab:orange", "ndcg": "tab:green"}
 _LABEL_LENGTH = 40  # characters
 
 
-def plot_heads(
-    head_scores: Tensor | Sequence[Sequence[float]] | Detection, *, heads: Sequence[Head] = (), title: str = ""
-) -> Any:
+def plot_heads(head_scores: Tensor | Sequence[Sequence[float]], *, heads: Sequence[Head] = (), title: str = "") -> Any:
     """What every head is worth, as a map with layers upward.
 
     Where some values are negative, blue is above zero and orange below; else light is high.
 
     Args:
         head_scores: a number for every head. # (layers, heads)
-            A detection report stands for its values by the criterion it chose by, with its chosen heads.
         heads: (layer, head) pairs to ring.
         title: stands above the map.
 
@@ -44,8 +37,6 @@ def plot_heads(
         ValueError: not a number for every head of every layer, or a head to ring that is not on the map.
         ImportError: the extra `plot` is not installed.
     """
-    if isinstance(head_scores, Detection):
-        return head_map(head_scores)
     try:
         values = torch.as_tensor(head_scores, dtype=torch.float32, device="cpu")
     except (TypeError, ValueError) as error:
@@ -56,7 +47,7 @@ def plot_heads(
     absent = [head for head in heads if not (0 <= head[0] < num_layers and 0 <= head[1] < num_heads)]
     if absent:
         raise ValueError(f"heads {absent} are not on a map of {num_layers} layers of {num_heads} heads, from (0, 0)")
-    figure = _figure(max(4.0, 0.25 * num_heads + 2), max(4.0, 0.2 * num_layers + 1))
+    figure = figure_of(max(4.0, 0.25 * num_heads + 2), max(4.0, 0.2 * num_layers + 1))
     axes = figure.subplots()
     image = axes.imshow(values.tolist(), origin="lower", aspect="auto", **_scale(values))
     for colour, width in (("black", 3.0), ("white", 1.5)):  # a white ring with a black rim shows on every colour
@@ -75,26 +66,6 @@ def plot_heads(
     return figure
 
 
-def head_map(detection: Detection, criterion: str | None = None) -> Any:
-    """What every head is worth by a detection's criterion, the chosen heads ringed.
-
-    Args:
-        detection: the report.
-        criterion: one of its `values`; by default the one it chose by.
-
-    Returns:
-        A matplotlib Figure.
-
-    Raises:
-        ValueError: the report has no such criterion.
-        ImportError: the extra `plot` is not installed.
-    """
-    criterion = criterion or detection.options.criterion
-    if criterion not in detection.values:
-        raise ValueError(f"no values of {criterion!r}; the report has {', '.join(detection.values)}")
-    return plot_heads(detection.values[criterion], heads=detection.heads, title=f"{criterion}, {detection.mode}")
-
-
 def plot_ranking(ranking: Ranking) -> Any:
     """The scores of a ranking as bars, in its order from the top: blue above zero, orange below.
 
@@ -106,7 +77,7 @@ def plot_ranking(ranking: Ranking) -> Any:
     Raises:
         ImportError: the extra `plot` is not installed.
     """
-    figure = _figure(8, 0.3 * len(ranking) + 1)
+    figure = figure_of(8, 0.3 * len(ranking) + 1)
     axes = figure.subplots()
     scores = [ranked.score for ranked in ranking]
     places = range(len(ranking))
@@ -123,45 +94,8 @@ def plot_ranking(ranking: Ranking) -> Any:
     return figure
 
 
-def curves(detection: Detection) -> Any:
-    """Held-out nDCG@10 against the number of heads and against the deepest layer allowed, with the controls.
-
-    Returns:
-        A matplotlib Figure.
-
-    Raises:
-        ImportError: the extra `plot` is not installed.
-    """
-    figure = _figure(10, 4)
-    left, right = figure.subplots(1, 2, sharey=True)
-    _draw(left, detection.by_num_heads)
-    _draw(right, detection.by_depth)
-    left.axvline(len(detection.heads), color="red", linewidth=0.8)
-    left.set(xscale="log", xlabel="heads", ylabel="nDCG@10, held out")
-    right.axvline(max(layer for layer, _ in detection.heads), color="red", linewidth=0.8)
-    right.set(xlabel="deepest layer allowed")
-    for axes in (left, right):
-        for name, style in (("all", "--"), ("random", ":")):
-            axes.axhline(detection.quality[name].mean, color="grey", linestyle=style, label=name)
-        axes.grid(alpha=0.3)
-    left.legend()
-    return figure
-
-
-def save_plots(detection: Detection, folder: str | Path) -> list[Path]:
-    """Write a head map for each criterion and the curves into a folder, as PNG; their paths."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {f"head_map_{name}.png": head_map(detection, name) for name in detection.values}
-    figures["curves.png"] = curves(detection)
-    paths = []
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=80)
-        paths.append(folder / name)
-    return paths
-
-
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure of this size in inches, which a notebook shows."""
     figure = require_extra("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
     # A notebook asks an object for this where pyplot has not taught it to show figures.
     figure._repr_png_ = partial(_png, figure)
@@ -197,12 +131,3 @@ def _shortened(text: str, length: int) -> str:
     """The beginning of a text, on one line."""
     line = " ".join(printable(text[: 4 * length]).split())
     return line if len(line) <= length else f"{line[: length - 1]}…"
-
-
-def _draw(axes: Any, by_criterion: Mapping[str, Curve]) -> None:
-    for name, curve in by_criterion.items():
-        means = [quality.mean for quality in curve.quality]
-        errors = [quality.error for quality in curve.quality]
-        axes.plot(curve.x, means, label=name, color=_COLOURS[name])
-        low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
-        axes.fill_between(curve.x, low, high, color=_COLOURS[name], alpha=0.15, linewidth=0)

@@ -11,10 +11,8 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from qrhead_rag.ranking.explain import ExplainedPassage
-from qrhead_rag.show.html import Stretch
-from qrhead_rag.show.ink import colour_of, strength
-from qrhead_rag.show.printable import printable
+from qrhead_rag.ranking.result import ExplainedPassage, Stretch
+from qrhead_rag.show.ink import colour_of, printable, strength
 
 _COLOURED, _GROUND, _BOLD = 0.25, 0.5, 0.75  # strengths from which a token stands out more
 

@@ -14,8 +14,7 @@ from qrhead_rag.cli import app
 from qrhead_rag.core.heads import parse_heads, shipped_head_sets
 from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.demo import Comparison, Question, compare, load_handbook, summary, telling
-from qrhead_rag.ranking.explain import ExplainedPassage, TokenContribution
-from qrhead_rag.ranking.result import RankedPassage, Ranking
+from qrhead_rag.ranking.result import ExplainedPassage, RankedPassage, Ranking, TokenContribution
 from qrhead_rag.show.terminal import shaded, strongest
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 

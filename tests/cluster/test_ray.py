@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 
 from qrhead_rag import HeadSet, Passage, QRRetriever
 from qrhead_rag.cli import app
-from qrhead_rag.cluster.batches import RankedList, RankLists
 from qrhead_rag.cluster.pool import Pool, _Worker, run, said
-from qrhead_rag.cluster.rank import rank_dataset
+from qrhead_rag.cluster.rank import RankedList, RankLists, rank_dataset
 from qrhead_rag.ranking.encoded import EncodedPassages
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qrhead_rag.cluster.run import _ShardWork
-from qrhead_rag.cluster.shard_folder import ShardFolder
-from qrhead_rag.cluster.shards import cut, find_files, fingerprint, read
-from qrhead_rag.datasets.examples import RawRecord
-from qrhead_rag.datasets.list_records import list_record
+from qrhead_rag.cluster.shards import ShardFolder, cut, find_files, fingerprint, read
+from qrhead_rag.datasets.passages import list_record
+from qrhead_rag.datasets.records import RawRecord
 
 RECORDS = [{"id": n, "query": "q" * (n % 7 + 1), "documents": ["d" * n, {"text": "t"}][: n % 3]} for n in range(40)]
 

@@ -16,16 +16,25 @@ from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import Span
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.datasets.load import ordered
+from qrhead_rag.detect.choosing import (
+    CRITERIA,
+    assign_folds,
+    best_heads,
+    contrastive,
+    group_weights,
+    head_values,
+    mass,
+    set_quality,
+    smallest_as_good,
+    stability,
+)
 from qrhead_rag.detect.copying import Needle, copied_share, copying_scores, hide, written_haystack, written_needles
-from qrhead_rag.detect.criteria import CRITERIA, contrastive, head_values, mass
-from qrhead_rag.detect.crossvalidation import assign_folds, best_heads, group_weights, set_quality, smallest_as_good
 from qrhead_rag.detect.detection import detect
+from qrhead_rag.detect.plot import curves, head_map, save_plots
 from qrhead_rag.detect.recording import RecordedExample, Recording, example_digest, record, settings_digest
 from qrhead_rag.detect.report import DetectionOptions
-from qrhead_rag.detect.stability import stability
 from qrhead_rag.evaluate.metrics import ndcg_of_scores
 from qrhead_rag.evaluate.writer import Writer
-from qrhead_rag.show.plot import curves, head_map, save_plots
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "reference_scores.json").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from qrhead_rag.frameworks.memory import Message, choose_messages, split_turns
+from qrhead_rag.frameworks.conversation import Message, choose_messages, split_turns
 
 
 def user(text, tokens=10):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.ranking.explain import Evidence, explain_passage
+from qrhead_rag.core.scoring import Evidence
+from qrhead_rag.ranking.result import explain_passage
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from qrhead_rag import Passage, QRRetriever, RankedPassage, Ranking
-from qrhead_rag.ranking.explain import ExplainedPassage, Explanation, TokenContribution
-from qrhead_rag.show.html import Card, Stretch, cards_html, page_html
-from qrhead_rag.show.printable import printable
+from qrhead_rag.ranking.result import ExplainedPassage, Explanation, Stretch, TokenContribution
+from qrhead_rag.show.html import Card, cards_html, page_html
+from qrhead_rag.show.ink import printable
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]

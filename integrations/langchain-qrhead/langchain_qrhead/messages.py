@@ -18,8 +18,7 @@ from langchain_core.messages import (
 from langchain_core.messages.utils import count_tokens_approximately
 
 from qrhead_rag import QRRetriever
-from qrhead_rag.frameworks.conversation import HistoryScorerOptions, rank_history
-from qrhead_rag.frameworks.memory import KEEP_LAST, Message, choose_messages
+from qrhead_rag.frameworks.conversation import KEEP_LAST, HistoryScorerOptions, Message, choose_messages, rank_history
 from qrhead_rag.frameworks.scorer import ScorerOptions
 
 TokenCounter: TypeAlias = (

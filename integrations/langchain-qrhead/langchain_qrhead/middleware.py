@@ -14,8 +14,7 @@ except ImportError as error:
 from langchain_core.messages import AnyMessage
 
 from langchain_qrhead.messages import TokenCounter, check_budget, count_with, trim_messages_by_relevance
-from qrhead_rag.frameworks.conversation import HistoryScorerOptions
-from qrhead_rag.frameworks.memory import KEEP_LAST
+from qrhead_rag.frameworks.conversation import KEEP_LAST, HistoryScorerOptions
 
 
 class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, ResponseT]):

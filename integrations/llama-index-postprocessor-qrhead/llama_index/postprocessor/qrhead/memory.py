@@ -10,8 +10,7 @@ from llama_index.core.memory import Memory
 from llama_index.core.prompts import RichPromptTemplate
 from pydantic import Field, field_validator
 
-from qrhead_rag.frameworks.conversation import HistoryScorerOptions, rank_history
-from qrhead_rag.frameworks.memory import KEEP_LAST, Message, choose_messages
+from qrhead_rag.frameworks.conversation import KEEP_LAST, HistoryScorerOptions, Message, choose_messages, rank_history
 
 _SYSTEM = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
 _RESULT = (MessageRole.TOOL, MessageRole.FUNCTION)

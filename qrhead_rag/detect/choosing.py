@@ -1,0 +1,214 @@
+"""How well head sets rank examples that had no part in choosing them: quality against number of heads and depth.
+
+A set's score of a document is taken as the sum of its heads' own scores, as they were recorded. In the score itself the
+heads are summed before the token mask is applied (scoring.py), so these numbers are close to, not equal to, what a
+retriever with that set reaches; `qrhead evaluate` measures that.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from qrhead_rag.detect.recording import RecordedExample
+from qrhead_rag.evaluate.metrics import ndcg_of_scores
+
+Criterion: TypeAlias = Literal["contrastive", "mass", "ndcg"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+TEMPERATURE = 0.01
+"""The published heads of CoRe were found at .001 (Mistral, Granite) and .1 (Llama, Phi)."""
+
+
+def mass(scores: Tensor, relevant: Sequence[int]) -> Tensor:
+    """Score on the relevant documents, summed. # (heads, documents) -> (heads,)
+
+    >>> mass(torch.tensor([[1.0, 2.0, 4.0], [3.0, 0.0, 0.0]]), [0, 2]).tolist()
+    [5.0, 3.0]
+    """
+    return scores[:, list(relevant)].sum(dim=-1)
+
+
+def contrastive(scores: Tensor, relevant: Sequence[int], temperature: float = TEMPERATURE) -> Tensor:
+    """Mass on the relevant documents of a softmax over all of the list. # (heads, documents) -> (heads,)
+
+    >>> contrastive(torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 9.0, 0.0, 9.0]]), [1, 3], temperature=0.1).tolist()
+    [0.5, 1.0]
+    """
+    return torch.softmax(scores.double() / temperature, dim=-1)[:, list(relevant)].sum(dim=-1).float()
+
+
+def head_values(recorded: RecordedExample, criterion: Criterion, temperature: float = TEMPERATURE) -> Tensor:
+    """What every head is worth on an example. # (heads,)"""
+    relevant = recorded.example.relevant
+    by_name: dict[Criterion, Callable[[], Tensor]] = {
+        "mass": lambda: mass(recorded.scores, relevant),
+        "ndcg": lambda: ndcg_of_scores(recorded.scores, recorded.example),
+        "contrastive": lambda: contrastive(recorded.scores, relevant, temperature),
+    }
+    return by_name[criterion]()
+
+
+SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+"""Numbers of heads that are tried."""
+
+
+def assign_folds(groups: Sequence[int], num_folds: int, seed: int = 0) -> list[int]:
+    """A fold for each example, drawn so that every group (data set) is spread evenly over the folds.
+
+    >>> sorted(assign_folds([0, 0, 0, 1, 1, 1], 3))
+    [0, 0, 1, 1, 2, 2]
+    """
+    draw = random.Random(seed)
+    folds = [0] * len(groups)
+    for group in sorted(set(groups)):
+        members = [place for place, one in enumerate(groups) if one == group]
+        draw.shuffle(members)
+        for turn, place in enumerate(members):
+            folds[place] = (turn + group) % num_folds
+    return folds
+
+
+def group_weights(groups: Sequence[int]) -> Tensor:
+    """Weights by which every group counts alike, whatever its size; they sum to 1. # (examples,)
+
+    >>> group_weights([0, 0, 0, 0, 1]).tolist()
+    [0.125, 0.125, 0.125, 0.125, 0.5]
+    """
+    sizes = {group: groups.count(group) for group in set(groups)}
+    return torch.tensor([1 / (sizes[group] * len(sizes)) for group in groups])
+
+
+def best_heads(values: Tensor, weights: Tensor, eligible: Tensor) -> list[int]:
+    """Eligible heads by their weighted mean value, best first; equal ones in the order of the model.
+
+    Args:
+        values: # (examples, heads)
+        weights: 0 leaves an example out. # (examples,)
+        eligible: boolean. # (heads,)
+    """
+    means = weights @ values / weights.sum()  # (heads,)
+    order: list[int] = means.sort(descending=True, stable=True).indices.tolist()
+    return [head for head in order if eligible[head]]
+
+
+def set_quality(
+    recorded: Iterable[RecordedExample], folds: Sequence[int], sets: Sequence[Sequence[Sequence[int]]]
+) -> Tensor:
+    """nDCG@10 of head sets on every example.
+
+    Args:
+        recorded: the examples, read one at a time.
+        folds: the fold of each.
+        sets: for each fold, the head sets (rows of the recorded scores) to rank its examples by; as many in every fold.
+
+    Returns:
+        # (examples, sets)
+    """
+    found = []
+    for (example, scores), fold in zip(recorded, folds, strict=True):
+        sums = torch.stack([scores[list(heads)].sum(dim=0) for heads in sets[fold]])  # (sets, documents)
+        found.append(ndcg_of_scores(sums, example))
+    return torch.stack(found)
+
+
+def smallest_as_good(quality: Tensor, weights: Tensor, sizes: Sequence[int]) -> int:
+    """The smallest number of heads that is within one standard error of the best.
+
+    The error is that of the paired difference to the best, over examples (the one-standard-error rule of Breiman et al.
+    1984, on pairs): a larger set has to earn its heads.
+
+    Args:
+        quality: of each number of heads on each example. # (examples, sizes)
+        weights: of each example. # (examples,)
+        sizes: the numbers of heads, ascending.
+    """
+    weights = weights / weights.sum()
+    best = int((weights @ quality).argmax())
+    for place, size in enumerate(sizes):
+        lost = quality[:, best] - quality[:, place]  # (examples,)
+        mean = weights @ lost
+        error = ((weights**2) @ (lost - mean) ** 2).sqrt()
+        if mean <= error:
+            return size
+    return sizes[best]
+
+
+class Stability(BaseModel):
+    """How firmly the top heads stand.
+
+    Attributes:
+        num_heads: how many top heads are compared.
+        halves: share of the top heads that two disjoint halves of the examples have in common, mean over random splits;
+            None with fewer than four examples.
+        resamples: share of the top heads found on a bootstrap resample of the examples, mean over resamples.
+        frequency: for each of the top heads, in their order, in what share of the resamples it is found again.
+        chance: the share that two sets drawn blindly have in common.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    num_heads: int
+    halves: float | None
+    resamples: float
+    frequency: tuple[float, ...]
+    chance: float
+
+
+def overlap(first: Sequence[int], second: Sequence[int]) -> float:
+    """The share of the first that is in the second.
+
+    >>> overlap([1, 2, 3, 4], [4, 5, 1])
+    0.5
+    """
+    return len(set(first) & set(second)) / len(first)
+
+
+def stability(
+    values: Tensor,
+    groups: Sequence[int],
+    eligible: Tensor,
+    num_heads: int,
+    *,
+    num_splits: int = 50,
+    num_resamples: int = 200,
+    seed: int = 0,
+) -> Stability:
+    """Compare the top heads over halves and resamples of the examples, drawn within each group (data set).
+
+    Args:
+        values: what each head is worth on each example. # (examples, heads)
+        groups: the data set of each example.
+        eligible: heads that may be chosen. # (heads,)
+        num_heads: how many are compared.
+        num_splits: random splits into halves.
+        num_resamples: bootstrap resamples.
+        seed: of the draws.
+    """
+    draw = random.Random(seed)
+    members = [[place for place, one in enumerate(groups) if one == group] for group in sorted(set(groups))]
+
+    def top(counts: Tensor) -> list[int]:
+        return best_heads(values, counts * group_weights(groups), eligible)[:num_heads]
+
+    chosen = top(torch.ones(len(groups)))
+    halves = []
+    for _ in range(num_splits if min(map(len, members)) >= 4 else 0):
+        first = torch.zeros(len(groups))
+        for group in members:
+            first[draw.sample(group, len(group) // 2)] = 1
+        halves.append(overlap(top(first), top(1 - first)))
+    again = []
+    for _ in range(num_resamples):
+        drawn = [place for group in members for place in draw.choices(group, k=len(group))]
+        again.append(top(torch.bincount(torch.tensor(drawn), minlength=len(groups)).float()))
+    return Stability(
+        num_heads=num_heads,
+        halves=sum(halves) / len(halves) if halves else None,
+        resamples=sum(overlap(chosen, found) for found in again) / len(again),
+        frequency=tuple(sum(head in found for found in again) / len(again) for head in chosen),
+        chance=num_heads / int(eligible.sum()),
+    )
