@@ -23,7 +23,7 @@ from qrhead_rag.core.attention import HeadReader
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.datasets.load import load_examples, ordered, sampled
 from qrhead_rag.evaluate.metrics import measure, paired_test
-from qrhead_rag.ranking.per_passage import EncodedPassage, SeparateList
+from qrhead_rag.ranking.per_passage import PassagePieces, SeparateList
 
 Change = Callable[[], Any]
 
@@ -109,7 +109,7 @@ def main() -> None:
         for name, change in same_documents.items():
             asked = retriever()
             for key, (entry, _) in kept.encoder.kept._entries.items():
-                if isinstance(entry, EncodedPassage):  # not the lists, which hold what the null query found
+                if isinstance(entry, PassagePieces):  # not the lists, which hold what the null query found
                     asked.encoder.kept.put(key, entry)
             with change():
                 report(name, ndcg(asked, examples))

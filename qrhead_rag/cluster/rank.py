@@ -1,4 +1,21 @@
-"""A data set of lists ranked from file to file: `qrhead rank-dataset`."""
+"""A data set of lists ranked on Ray Data. Needs the extra `ray`.
+
+`rank_dataset` goes from file to file (`qrhead rank-dataset`), `RankLists` is a batch actor for a pipeline of your own:
+
+    lists = ray.data.read_parquet("s3://bucket/lists/")  # columns query and documents
+    ranked = lists.map_batches(
+        RankLists,
+        fn_constructor_kwargs={"model": "Qwen/Qwen2.5-7B-Instruct", "heads": "nq"},
+        batch_format="pyarrow", batch_size=64, num_gpus=1, concurrency=8,
+    )
+    ranked.write_parquet("s3://bucket/ranked/")
+
+From file to file a run can be interrupted and goes on. A list is a record as in `datasets/passages.py`, its ranking
+another:
+
+    {"id": 7, "ranking": [0, 1], "scores": [0.07, -0.01], "documents": [null, "b"], "windowed": false,
+     "truncated": [], "file": "lists.jsonl", "line": 1}
+"""
 
 import json
 import warnings
@@ -147,7 +164,7 @@ def rank_dataset(
     on_progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Progress:
-    """Rank every list of a data set; `list_records.py` has what a list and its ranking look like.
+    """Rank every list of a data set; the head of this file says what a list and its ranking look like.
 
     The rankings of shard 12 are in `part-000012.jsonl`, in the order of the input. Lists that cannot be ranked are in
     `_errors/`, each with the reason. A run that was interrupted is gone on with by the same call.

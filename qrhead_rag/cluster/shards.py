@@ -1,7 +1,15 @@
-"""A data set cut into shards: stretches of JSONL or Parquet files that are worked on, written and redone as one.
+"""A data set cut into shards, and the folder that a run over them writes: a file a shard.
+
+A shard is a stretch of a JSONL or Parquet file that is worked on, written and redone as one; what is finished is seen
+and never done again.
 
 JSONL is cut where a line ends, Parquet inside its row groups, so that whoever has the shard reads it without the rest.
 Shards are cut by bytes, not by records: a model's work goes by the length of texts.
+
+part-000012.jsonl           what was made of shard 12; it appears whole, and last of all that the shard leaves
+_errors/part-000012.jsonl   its records that could not be used, each with the reason
+_attempts/part-000012.json  where in the shard its worker stands, while it is being worked on
+_run.json                   what the run was begun with: the same command goes on with it, another is refused
 """
 
 import glob

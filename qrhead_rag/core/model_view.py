@@ -1,7 +1,8 @@
-"""Views of a model: the same modules again, sharing every weight, with a configuration of their own.
+"""A model as a pass of ours sees it: its modules again, its family's eager attention, its keys and values.
 
-A pass through a view leaves the model as it is, whatever happens on the way: a model that is shared keeps its hooks,
-configuration and attention implementation, and may generate in another thread meanwhile.
+A view shares every weight with the model. A pass through it leaves the model as it is, whatever happens on the way: a
+model that is shared keeps its hooks, configuration and attention implementation, and may generate in another thread
+meanwhile.
 """
 
 import copy

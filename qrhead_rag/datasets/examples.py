@@ -1,8 +1,4 @@
-"""A labelled example, and records of a file with the line each one stands on.
-
-Labelled data comes in many formats (`datasets.py` lists them); every reader ends in a LabelledExample, and a record
-that cannot become one is a MalformedRecord with file, line and reason. This file knows no format.
-"""
+"""A labelled example, which every reader of labelled data ends in; `load.py` lists the formats."""
 
 from collections.abc import Sequence
 from typing import Any, Self

@@ -1,4 +1,9 @@
-"""A file of passages, as the command line takes it: text with a document a line, or JSON lines."""
+"""Passages and lists without labels, as the command line and data sets bring them.
+
+A file of passages is text with a document a line, or JSON lines. A list to rank is one record of a data set:
+
+    {"id": 7, "query": "When does the ferry leave?", "documents": ["At nine.", {"text": "...", "id": "b"}]}
+"""
 
 import json
 from typing import Any, Literal, NamedTuple, TypeAlias

@@ -1,8 +1,16 @@
-"""How well head sets rank examples that had no part in choosing them: quality against number of heads and depth.
+"""Which heads to choose: what a head is worth, how well sets of heads rank, whether the same would be found again.
 
-A set's score of a document is taken as the sum of its heads' own scores, as they were recorded. In the score itself the
-heads are summed before the token mask is applied (scoring.py), so these numbers are close to, not equal to, what a
-retriever with that set reaches; `qrhead evaluate` measures that.
+    mass         calibrated attention on the relevant documents (QRHead, Zhang et al., arXiv 2506.09944, eq. 1)
+    ndcg         nDCG@10 of the ranking by this head alone (the selection for the BEIR experiments of the same paper)
+    contrastive  softmax over the documents at a temperature, its mass on the relevant ones (CoRe heads, Tran et al.,
+                 arXiv 2510.02219); its published detector knows one relevant document a list, here there may be several
+
+`mass` prefers heads that attend much, the other two heads that attend selectively.
+
+Sets are judged on examples that had no part in choosing them. A set's score of a document is taken as the sum of its
+heads' own scores, as they were recorded. In the score itself the heads are summed before the token mask is applied
+(core/scoring.py), so these numbers are close to, not equal to, what a retriever with that set reaches; `qrhead
+evaluate` measures that.
 """
 
 import random

@@ -1,9 +1,14 @@
-"""The turns of a conversation ranked for a question, from one list a conversation that grows with it.
+"""A conversation cut to a token budget: which messages a model is shown, the recent ones and those that matter.
 
-Frameworks hand over the whole conversation at every turn, and one component may serve many. A conversation is therefore
-recognised by its turns: under `late` and `independent` a new turn costs its own tokens and a query, under `listwise`
-what follows the first changed token. A turn that is edited or forgotten leaves the list, with all that was read of it,
-at the next ranking of a conversation of which at least half remains.
+What is kept or left out is a turn: a user message with everything up to the next one, so that an answer never stands
+without its question. A tool result that arrives after the user has spoken again joins the turns in between to one, so
+that it never stands without its call. The functions know nothing of any framework's messages, and change nothing.
+
+Turns are ranked for a question from one list a conversation that grows with it. Frameworks hand over the whole
+conversation at every turn, and one component may serve many. A conversation is therefore recognised by its turns:
+under `late` and `independent` a new turn costs its own tokens and a query, under `listwise` what follows the first
+changed token. A turn that is edited or forgotten leaves the list, with all that was read of it, at the next ranking of
+a conversation of which at least half remains.
 """
 
 from collections import OrderedDict
@@ -19,7 +24,7 @@ from qrhead_rag.core.passage import as_passages
 from qrhead_rag.core.selection import Selection, rank_order, select
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.ranking.cache import ByteCache, content_key
-from qrhead_rag.ranking.context import EncodedList, ListTooLongError, warn_caller
+from qrhead_rag.ranking.context import ListState, ListTooLongError, warn_caller
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
@@ -180,7 +185,7 @@ class _Conversation:
     """The turns of one conversation when it was last asked, and what the mode keeps of them."""
 
     texts: frozenset[str]
-    held: EncodedList
+    held: ListState
 
     @property
     def nbytes(self) -> int:

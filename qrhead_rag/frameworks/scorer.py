@@ -4,6 +4,7 @@ Frameworks keep their components as data: they copy them, pickle them, write the
 model is none of these, so a component carries a description, and the model beside it.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Self
@@ -14,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from qrhead_rag.core.heads import Head, HeadSet, Mode, shipped_head_sets
+from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import INSTRUCTION
+from qrhead_rag.core.selection import Selection
 from qrhead_rag.ranking.context import Layout
+from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
 
 _IN_MEMORY = "in-memory:"  # begins the name of a model that came from nowhere, so that no other is taken in its place
@@ -120,6 +124,42 @@ class ScorerOptions(BaseModel):
         memo = {} if memo is None else memo
         memo[id(self.scorer)] = self.scorer
         return super().__deepcopy__(memo)
+
+
+class RerankOptions(ScorerOptions):
+    """A component that keeps the best of what was retrieved: which QRRetriever ranks, and how much of it is kept.
+
+    Attributes:
+        top_n: documents to keep; None keeps all.
+        min_share: keep documents with at least this share (0 to 1) of the list's positive score mass.
+        max_tokens: keep whole documents, best first, within this many tokens of the ranking model.
+        title_key: metadata key of a document's title, which then stands before the text as the model's prompt has it.
+
+    Raises:
+        ValueError: an option out of range, or as in `ScorerOptions`.
+    """
+
+    top_n: int | None = 5
+    min_share: float | None = None
+    max_tokens: int | None = None
+    title_key: str | None = None
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> Self:
+        Selection(**self._selection())
+        return self
+
+    def rank(self, query: str, passages: Sequence[Passage]) -> Ranking:
+        """The passages to keep, best first."""
+        return self.load_scorer().rank(query, passages, **self._selection())
+
+    def title_of(self, metadata: Mapping[str, Any]) -> str | None:
+        """The title that a document's metadata names."""
+        title = metadata.get(self.title_key) if self.title_key else None
+        return None if title is None else str(title)
+
+    def _selection(self) -> dict[str, Any]:
+        return {"top_n": self.top_n, "min_share": self.min_share, "max_tokens": self.max_tokens}
 
 
 def _key(options: dict[str, Any]) -> str:

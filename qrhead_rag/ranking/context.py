@@ -1,6 +1,6 @@
 """What every list of one retriever is encoded with, and the reading that a mode makes of a list.
 
-The modes differ in how documents are run through the model (`listwise.py`, `separate.py`); calibration, mask,
+The modes differ in how documents are run through the model (`listwise.py`, `per_passage.py`); calibration, mask,
 aggregation, truncation and errors are the same for all and start from a `Reading`.
 """
 
@@ -25,7 +25,7 @@ Layout: TypeAlias = Literal["given", "reversed"]
 _QUERY_RESERVE = 128  # tokens kept free for a query that is not known yet
 
 
-class ReadingOptions(BaseModel):
+class ListOptions(BaseModel):
     """How lists are read. Validated once, where a retriever is made.
 
     Attributes:
@@ -72,7 +72,7 @@ class ListTooLongError(ValueError):
 
 
 @dataclass(frozen=True)
-class Encoder:
+class ListContext:
     """What every list of one retriever is encoded with.
 
     Attributes:
@@ -93,7 +93,7 @@ class Encoder:
     template: PromptTemplate
     heads: tuple[Head, ...]
     mode: Mode
-    options: ReadingOptions
+    options: ListOptions
     context_length: int | None
     lock: threading.RLock
     identity: dict[str, Any]
@@ -181,7 +181,7 @@ class Encoder:
         return min(_QUERY_RESERVE, (self.context_length or 0) // 4) if query is None else 0
 
 
-class EncodedList(Protocol):
+class ListState(Protocol):
     """One list as one mode holds it. Every call is made under the encoder's lock."""
 
     @property

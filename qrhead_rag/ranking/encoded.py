@@ -10,7 +10,7 @@ from torch import Tensor
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
 from qrhead_rag.core.scoring import Evidence, Reading
 from qrhead_rag.core.selection import Order, Selection, rank_order, select
-from qrhead_rag.ranking.context import EncodedList, Encoder, warn_of_truncation
+from qrhead_rag.ranking.context import ListContext, ListState, warn_of_truncation
 from qrhead_rag.ranking.listwise import ListwiseList
 from qrhead_rag.ranking.per_passage import SeparateList
 from qrhead_rag.ranking.result import RankedPassage, Ranking
@@ -28,10 +28,10 @@ class EncodedPassages:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: ListContext,
         documents: Iterable[Document],
         query: str | None = None,
-        held: EncodedList | None = None,
+        held: ListState | None = None,
     ) -> None:
         self._encoder = encoder
         self._passages: list[Passage] = []
@@ -45,7 +45,7 @@ class EncodedPassages:
         return iter(list(self._passages))
 
     @property
-    def held(self) -> EncodedList:
+    def held(self) -> ListState:
         """What the mode keeps of the list, to be used again for a list of the same texts."""
         return self._list
 
@@ -144,7 +144,7 @@ class EncodedPassages:
         return loaded
 
     @classmethod
-    def _join(cls, encoder: Encoder, parts: Sequence[Self]) -> Self:
+    def _join(cls, encoder: ListContext, parts: Sequence[Self]) -> Self:
         """One list of several, in their order; what they have run is not run again."""
         whole = _late_list(encoder, SeparateList(encoder))
         for part in parts:
@@ -259,12 +259,12 @@ class HasEncoder(Protocol):
     """A QRRetriever, as far as lists are concerned."""
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> ListContext:
         """What its lists are encoded with."""
         ...
 
 
-def _late_list(encoder: Encoder, held: EncodedList) -> SeparateList:
+def _late_list(encoder: ListContext, held: ListState) -> SeparateList:
     if encoder.mode != "late" or not isinstance(held, SeparateList):
         raise ValueError(f"mode {encoder.mode!r} keeps every layer's keys and values; expected 'late' to save or load")
     return held

@@ -17,13 +17,13 @@ from qrhead_rag.core.model_view import cache_bytes, crop, layer_tensors
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import NULL_QUERY, Prompt
 from qrhead_rag.core.scoring import OUTSIDE, Reading, calibrate, check_finite, document_of_tokens
-from qrhead_rag.ranking.context import Encoder, ListTooLongError
+from qrhead_rag.ranking.context import ListContext, ListTooLongError
 
 
 class ListwiseList:
     """A list of passages in one prompt, with its keys and values once it has been run."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: ListContext) -> None:
         self._encoder = encoder
         self._ids: list[int] = []
         self._cache: DynamicCache | None = None

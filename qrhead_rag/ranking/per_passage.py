@@ -26,8 +26,8 @@ from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import CONSTANT_LABEL, NULL_QUERY
 from qrhead_rag.core.scoring import Reading, calibrate, check_finite
 from qrhead_rag.ranking.cache import content_key
-from qrhead_rag.ranking.context import Encoder, ListTooLongError
-from qrhead_rag.ranking.pieces import EncodedPassage, EncodedPiece, JoinedPassages, PieceToRun, batches, join
+from qrhead_rag.ranking.context import ListContext, ListTooLongError
+from qrhead_rag.ranking.pieces import JoinedPieces, PassagePieces, Piece, PieceToRun, batches, join
 
 # Difference of its keys, by their size, that other dtypes and quantization make: 0.03 in bfloat16, 0.5 in rough int4.
 # That of unrelated weights is about 1.4.
@@ -37,11 +37,11 @@ _SAME_MODEL = 0.7
 class SeparateList:
     """A list of passages that are encoded alone, put together for the query."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: ListContext) -> None:
         self._encoder = encoder
-        self._passages: dict[str, EncodedPassage] = {}  # by content
+        self._passages: dict[str, PassagePieces] = {}  # by content
         self._contents: dict[int, str] = {}  # by place
-        self._joined: JoinedPassages | None = None
+        self._joined: JoinedPieces | None = None
         self._prefix: DynamicCache | None = None
         self.truncated: frozenset[int] = frozenset()
 
@@ -90,7 +90,7 @@ class SeparateList:
             else:
                 self._passages[text] = found
         limit = None if encoder.options.piece_tokens is None else encoder.longest_piece()
-        pieces: dict[str, list[EncodedPiece | None]] = {}
+        pieces: dict[str, list[Piece | None]] = {}
         to_run = []
         for text in missing:
             ranges = [(0, len(text))] if limit is None else encoder.tokenizer.sentences(text, limit)
@@ -106,14 +106,14 @@ class SeparateList:
                 keys, values = self._run_batch(prefix, [piece.ids for piece in batch])
                 for row, piece in enumerate(batch):
                     length = len(piece.ids)
-                    pieces[piece.text][piece.number] = EncodedPiece(
+                    pieces[piece.text][piece.number] = Piece(
                         torch.tensor(piece.offsets, dtype=torch.int32),
                         {layer: tensor[row, :, :length].clone() for layer, tensor in keys.items()},
                         {layer: tensor[row, :, :length].clone() for layer, tensor in values.items()},
                     )
                     bar.update(length)
         for text in missing:
-            passage = EncodedPassage(tuple(run for run in pieces[text] if run is not None))
+            passage = PassagePieces(tuple(run for run in pieces[text] if run is not None))
             self._passages[text] = passage
             encoder.kept.put(content_key("passage", text), passage)
 
@@ -160,13 +160,13 @@ class SeparateList:
         offsets = tensors["offsets"]
         lengths = torch.bincount(tensors["piece_of"]).tolist()
         layers = {int(name.removeprefix("keys.")): keys for name, keys in tensors.items() if name[:5] == "keys."}
-        pieces: dict[int, list[EncodedPiece]] = {place: [] for place in self._contents}
+        pieces: dict[int, list[Piece]] = {place: [] for place in self._contents}
         start = 0
         for place, length in zip(document_of_piece, lengths, strict=True):
             kept = slice(start, start := start + length)
             keys = {layer: tensor[:, kept].to(self._encoder.reader.device) for layer, tensor in layers.items()}
-            pieces[place].append(EncodedPiece(offsets[kept], keys, {}))
-        self._passages = {text: EncodedPassage(tuple(pieces[place])) for place, text in self._contents.items()}
+            pieces[place].append(Piece(offsets[kept], keys, {}))
+        self._passages = {text: PassagePieces(tuple(pieces[place])) for place, text in self._contents.items()}
         self._joined = None
 
     def _check_state(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
@@ -202,11 +202,11 @@ class SeparateList:
         keys = encoder.reader.keys_for_heads(layer_tensors(self._run_prefix())[0])
         return {layer: tensor[0].to(getattr(torch, encoder.options.key_dtype)) for layer, tensor in keys.items()}
 
-    def _query_position(self, joined: JoinedPassages) -> int:
+    def _query_position(self, joined: JoinedPieces) -> int:
         """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
         return int(self._run_prefix().get_seq_length() + joined.places.max()) + 1
 
-    def _attend(self, queries: Sequence[str], position: int, joined: JoinedPassages) -> Tensor:
+    def _attend(self, queries: Sequence[str], position: int, joined: JoinedPieces) -> Tensor:
         """a(t) over the documents' tokens. # (heads, queries, tokens)"""
         encoder = self._encoder
         parts = []
@@ -240,7 +240,7 @@ class SeparateList:
         check_finite(attention, encoder.heads, joined.document_of_piece[joined.piece_of], keys)
         return attention
 
-    def _join(self) -> JoinedPassages:
+    def _join(self) -> JoinedPieces:
         if self._joined is None:
             self.run()
             prefix = self._run_prefix() if self._encoder.mode == "independent" else None
@@ -251,7 +251,7 @@ class SeparateList:
                 sliced = []
                 for piece in self._passages[text].pieces:
                     sliced.append(joined.piece(start, start := start + len(piece.offsets)))
-                self._passages[text] = EncodedPassage(tuple(sliced))
+                self._passages[text] = PassagePieces(tuple(sliced))
             self._joined = joined
         return self._joined
 

@@ -12,7 +12,7 @@ from qrhead_rag.core.model_view import layer_tensors
 
 
 @dataclass(frozen=True)
-class EncodedPiece:
+class Piece:
     """A passage, or a piece of one, as the model has read it alone.
 
     Attributes:
@@ -30,9 +30,9 @@ class EncodedPiece:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in (self.offsets, *self.keys.values(), *self.values.values()))
 
-    def on_its_own(self) -> "EncodedPiece":
+    def on_its_own(self) -> "Piece":
         """The same, sharing no memory with a list that it is a slice of."""
-        return EncodedPiece(
+        return Piece(
             _on_its_own(self.offsets),
             {layer: _on_its_own(keys) for layer, keys in self.keys.items()},
             {layer: _on_its_own(values) for layer, values in self.values.items()},
@@ -40,19 +40,19 @@ class EncodedPiece:
 
 
 @dataclass(frozen=True)
-class EncodedPassage:
+class PassagePieces:
     """The pieces of one passage, usually one."""
 
-    pieces: tuple[EncodedPiece, ...]
+    pieces: tuple[Piece, ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(piece.nbytes for piece in self.pieces)
 
-    def on_its_own(self) -> "EncodedPassage":
+    def on_its_own(self) -> "PassagePieces":
         """The same, sharing no memory with a list that it is a slice of."""
-        return EncodedPassage(tuple(piece.on_its_own() for piece in self.pieces))
+        return PassagePieces(tuple(piece.on_its_own() for piece in self.pieces))
 
 
 class PieceToRun(NamedTuple):
@@ -90,7 +90,7 @@ def batches(pieces: Sequence[PieceToRun], batch_tokens: int, opening: int) -> It
 
 
 @dataclass
-class JoinedPassages:
+class JoinedPieces:
     """A list put together for the query.
 
     Attributes:
@@ -123,17 +123,17 @@ class JoinedPassages:
         """Tokens of the prompt's opening that keys and values begin with."""
         return next(iter(self.keys.values())).shape[1] - len(self.places)
 
-    def piece(self, start: int, end: int) -> EncodedPiece:
+    def piece(self, start: int, end: int) -> Piece:
         """The tokens of a piece, as slices."""
         first, last = self.opening + start, self.opening + end
-        return EncodedPiece(
+        return Piece(
             self.offsets[start:end],
             {layer: keys[:, first:last] for layer, keys in self.keys.items()},
             {layer: values[:, first:last] for layer, values in self.values.items()},
         )
 
 
-def join(contents: dict[int, str], passages: dict[str, EncodedPassage], prefix: DynamicCache | None) -> JoinedPassages:
+def join(contents: dict[int, str], passages: dict[str, PassagePieces], prefix: DynamicCache | None) -> JoinedPieces:
     """Put the passages of a list together, in its order.
 
     Args:
@@ -154,7 +154,7 @@ def join(contents: dict[int, str], passages: dict[str, EncodedPassage], prefix: 
             for layer in layers
         }
 
-    return JoinedPassages(
+    return JoinedPieces(
         keys=together("keys", before[0]),
         values=together("values", before[1]),
         places=torch.cat([torch.arange(int(length)) for length in lengths]),

@@ -1,4 +1,9 @@
-"""A ranking: the documents ordered by score, each with its index in the caller's list."""
+"""A ranking: the documents ordered by score, each with its index in the caller's list, and what each token contributed.
+
+The contribution of a token is its calibrated score after the mask, summed over the heads; the contributions of a
+document sum to its score. This file holds them as data; `show/html.py` draws them on a page, `show/terminal.py` on a
+terminal.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -17,7 +17,7 @@ from qrhead_rag.core.prompt import PromptTemplate, PromptTokenizer
 from qrhead_rag.core.selection import Order, Selection
 from qrhead_rag.models.loading import LoadedModel, load_model, share_model
 from qrhead_rag.ranking.cache import content_key
-from qrhead_rag.ranking.context import Encoder, Layout, ReadingOptions
+from qrhead_rag.ranking.context import Layout, ListContext, ListOptions
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.windows import rank_in_windows
@@ -35,7 +35,7 @@ class QRRetriever:
             to all) or "late" (the query's heads meet each document's stored keys).
         model_name: name of the model where it knows none, or another, of itself.
         options: layout, instruction, context_length, window, stride, prefill_tokens, piece_tokens, batch_tokens,
-            cache_bytes and key_dtype; see `ReadingOptions`.
+            cache_bytes and key_dtype; see `ListOptions`.
 
     Raises:
         TypeError: model or tokenizer is of the wrong kind.
@@ -52,7 +52,7 @@ class QRRetriever:
         model_name: str | None = None,
         **options: Any,
     ) -> None:
-        reading = ReadingOptions(**options)
+        reading = ListOptions(**options)
         self._set_up(share_model(model, tokenizer, heads, check_mode(mode), model_name), mode, reading)
 
     @classmethod
@@ -89,7 +89,7 @@ class QRRetriever:
             OSError: no such model, or the embedded one is not installed; the message says what to do.
             ValueError: as in the class, or a checkpoint that lacks weights.
         """
-        reading = ReadingOptions(**{key: options.pop(key) for key in ReadingOptions.model_fields if key in options})
+        reading = ListOptions(**{key: options.pop(key) for key in ListOptions.model_fields if key in options})
         loaded = load_model(
             model,
             heads,
@@ -106,11 +106,11 @@ class QRRetriever:
         retriever._set_up(loaded, mode, reading)
         return retriever
 
-    def _set_up(self, loaded: LoadedModel, mode: Mode, options: ReadingOptions) -> None:
+    def _set_up(self, loaded: LoadedModel, mode: Mode, options: ListOptions) -> None:
         self._loaded = loaded
         config = loaded.model.config.get_text_config()
         with loaded.lock:
-            self._encoder = Encoder(
+            self._encoder = ListContext(
                 reader=HeadReader(loaded.model, loaded.heads.heads),
                 tokenizer=PromptTokenizer(loaded.tokenizer),
                 template=PromptTemplate.for_tokenizer(loaded.tokenizer, options.instruction),
@@ -128,12 +128,12 @@ class QRRetriever:
             )
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> ListContext:
         """What every list of this retriever is encoded with."""
         return self._encoder
 
     @property
-    def options(self) -> ReadingOptions:
+    def options(self) -> ListOptions:
         """How lists are read."""
         return self._encoder.options
 

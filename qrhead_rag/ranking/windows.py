@@ -1,7 +1,7 @@
 """Lists longer than the model's context, ranked in sliding windows as in In-Context Re-ranking (arXiv 2410.02642).
 
 A window slides from the end of the list to its beginning; what it finds best moves to its front and is seen again by
-the next window. This file knows nothing of models: a window is scored by a function.
+the next window.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import torch
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.scoring import Evidence, NotFiniteError
 from qrhead_rag.core.selection import Selection, select
-from qrhead_rag.ranking.context import Encoder, ListTooLongError, warn_caller, warn_of_truncation
+from qrhead_rag.ranking.context import ListContext, ListTooLongError, warn_caller, warn_of_truncation
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.result import RankedPassage, Ranking
 
@@ -73,7 +73,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def rank_in_windows(
-    encoder: Encoder,
+    encoder: ListContext,
     query: str,
     passages: Sequence[Passage],
     selection: Selection,
@@ -143,7 +143,7 @@ def rank_in_windows(
 
 
 def _slide(
-    encoder: Encoder, num_documents: int, window: int, best_first: Callable[[list[int]], list[int]]
+    encoder: ListContext, num_documents: int, window: int, best_first: Callable[[list[int]], list[int]]
 ) -> tuple[list[int], int, int]:
     """Order, window and stride; where memory runs out, the whole list again in windows half as long."""
     while True:

@@ -1,7 +1,8 @@
-"""The colours of a contribution, on pages, on terminals and in pictures: blue for the query, orange against it.
+"""What pages, terminals and pictures share: the colours of a contribution, and text that is fit to be shown.
 
-They are blue and vermillion of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which the colour-blind tell
-apart, and half as bright as white: both can be read on light and on dark grounds.
+Blue is for the query, orange against it: blue and vermillion of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/),
+which the colour-blind tell apart, and half as bright as white: both can be read on light and on dark grounds.
+Nothing in a printable text steers a terminal, and all of it can be encoded and drawn.
 """
 
 from math import sqrt

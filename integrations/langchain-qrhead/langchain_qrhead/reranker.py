@@ -1,21 +1,19 @@
 """QRHeadReranker: documents reordered by the attention that a model's retrieval heads pay them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
-from pydantic import model_validator
 
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.selection import Selection
-from qrhead_rag.frameworks.scorer import ScorerOptions
+from qrhead_rag.frameworks.scorer import RerankOptions
 
 RELEVANCE_SCORE = "relevance_score"
 
 
-class QRHeadReranker(ScorerOptions, BaseDocumentCompressor):
+class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
     """Reorders documents by relevance to the query and keeps the best.
 
     For ContextualCompressionRetriever, DocumentCompressorPipeline and chains. Each document comes back as a copy with
@@ -24,28 +22,12 @@ class QRHeadReranker(ScorerOptions, BaseDocumentCompressor):
     Which model ranks is said by the options of ScorerOptions: model, heads, mode, layout, instruction, device, dtype,
     options, or `scorer`, a QRRetriever that is already loaded and may be shared.
 
-    Attributes:
-        top_n: documents to keep; None keeps all.
-        min_share: keep documents with at least this share (0 to 1) of the list's positive score mass.
-        max_tokens: keep whole documents, best first, within this many tokens of the ranking model.
-        title_key: metadata key of a document's title, which then stands before the text as the model's prompt has it.
+    What is kept is said by those of RerankOptions: top_n (5), min_share, max_tokens, and title_key, the metadata key of
+    a document's title.
 
     Raises:
         ValueError: an option out of range, or a contradiction between `scorer` and another option.
     """
-
-    top_n: int | None = 5
-    min_share: float | None = None
-    max_tokens: int | None = None
-    title_key: str | None = None
-
-    @model_validator(mode="after")
-    def _check_selection(self) -> Self:
-        Selection(**self._selection())
-        return self
-
-    def _selection(self) -> dict[str, Any]:
-        return {"top_n": self.top_n, "min_share": self.min_share, "max_tokens": self.max_tokens}
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -72,12 +54,11 @@ class QRHeadReranker(ScorerOptions, BaseDocumentCompressor):
         if not given.documents:
             return []
         passages = [self._passage(document) for document in given.documents]
-        ranking = self.load_scorer().rank(given.query, passages, **self._selection())
+        ranking = self.rank(given.query, passages)
         return [_scored(given.documents[ranked.index], ranked.score) for ranked in ranking]
 
     def _passage(self, document: Document) -> Passage:
-        title = document.metadata.get(self.title_key) if self.title_key else None
-        return Passage(text=document.page_content, title=None if title is None else str(title))
+        return Passage(text=document.page_content, title=self.title_of(document.metadata))
 
 
 class _Input(NamedTuple):
