@@ -4,41 +4,12 @@ encode data sets.
 torch and transformers are imported by the commands that need them, so that help comes at once.
 """
 
-import json
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from qrhead_rag import __version__
-from qrhead_rag.cli.cluster import encode_dataset, rank_dataset
-from qrhead_rag.cli.detect import detect
-from qrhead_rag.cli.evaluate import evaluate
-from qrhead_rag.cli.model import (
-    DeviceOption,
-    DtypeOption,
-    HeadsOption,
-    InstructionOption,
-    LayoutOption,
-    ModelOption,
-    ModeOption,
-    PieceOption,
-    given,
-    load,
-)
-from qrhead_rag.cli.output import one_line_errors
-from qrhead_rag.core.heads import HeadSet, shipped_head_sets
-from qrhead_rag.core.selection import Order, Selection
-from qrhead_rag.show.ink import printable
-
-if TYPE_CHECKING:
-    from qrhead_rag.core.passage import Passage
-    from qrhead_rag.datasets.passages import FileFormat
-    from qrhead_rag.ranking.result import Ranking
-    from qrhead_rag.ranking.retriever import QRRetriever
+from qrhead_rag.cli import cluster, detect, evaluate, rank
 
 app = typer.Typer(
     name="qrhead",
@@ -50,12 +21,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command()(detect)
-app.command()(evaluate)
-app.command()(rank_dataset)
-app.command()(encode_dataset)
-
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.command()(detect.detect)
+app.command()(evaluate.evaluate)
+app.command()(cluster.rank_dataset)
+app.command()(cluster.encode_dataset)
+app.command()(rank.rank)
+app.command("heads")(rank.list_heads)
+app.command()(rank.demo)
 
 
 @app.callback(invoke_without_command=True)
@@ -63,161 +35,3 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         typer.echo(f"qrhead {__version__}")
         raise typer.Exit
-
-
-@app.command()
-def rank(
-    query: Annotated[str, typer.Argument(help="The question.")],
-    file: Annotated[str, typer.Argument(help=".txt (a document a line) or .jsonl (text, title, id); - reads stdin.")],
-    file_format: Annotated[
-        Literal["txt", "jsonl"] | None, typer.Option("--format", help="By default what the file's name says, else txt.")
-    ] = None,
-    model: ModelOption = None,
-    heads: HeadsOption = None,
-    mode: ModeOption = "listwise",
-    top_n: Annotated[int | None, typer.Option(help="Keep at most this many.")] = None,
-    min_share: Annotated[float | None, typer.Option(help="Keep what has this share of the positive scores.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Keep whole documents within this many tokens.")] = None,
-    order: Annotated[Order, typer.Option(help="Best first, or as in the file.")] = "rank",
-    layout: LayoutOption = None,
-    window: Annotated[
-        int | None, typer.Option(help="Documents in a window, where a list is longer than the context (listwise).")
-    ] = None,
-    piece_tokens: PieceOption = None,
-    instruction: InstructionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    as_json: JsonOption = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Show what each token contributed.")] = False,
-) -> None:
-    """Rank the documents of a file by how much of the query's attention they get."""
-    with one_line_errors():
-        options = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        content, name, chosen = _read(file, file_format)
-        from qrhead_rag.core.passage import check_query
-        from qrhead_rag.datasets.passages import parse_passages
-
-        check_query(query)
-        numbered = parse_passages(content, chosen, name)
-        if not numbered:
-            raise ValueError(f"{name} has no documents; expected at least one line of {chosen}")
-        reading = given(layout=layout, window=window, piece_tokens=piece_tokens, instruction=instruction)
-        retriever = load(model, heads, mode, device, dtype, **reading)
-        ranking = retriever.rank(query, [passage for _, passage in numbered], **options.model_dump())
-        lines = [line for line, _ in numbered]
-        if as_json:
-            typer.echo(json.dumps(_ranking_data(ranking, lines, retriever, explain), indent=1))
-        else:
-            _show_ranking(ranking, lines, explain)
-
-
-@app.command("heads")
-def list_heads(
-    model: Annotated[str | None, typer.Option(help="Only models whose name has this in it.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the head sets that come with the package."""
-    with one_line_errors():
-        found = [heads for heads in shipped_head_sets() if (model or "").casefold() in heads.model.casefold()]
-        if not found:
-            raise ValueError(
-                f"no head set is shipped for a model named like {model!r}; `qrhead heads` lists them all, "
-                f"`qrhead detect --model {model}` finds heads on labelled examples"
-            )
-        if as_json:
-            typer.echo(json.dumps([heads.model_dump(mode="json", exclude_none=True) for heads in found], indent=1))
-        else:
-            _show_head_sets(found)
-
-
-@app.command()
-def demo(
-    question: Annotated[str | None, typer.Option(help="Ask the handbook a question of your own.")] = None,
-    model: ModelOption = None,
-    heads: HeadsOption = None,
-    mode: ModeOption = "independent",
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-) -> None:
-    """Rank a station's handbook for its questions, beside BM25, and show which tokens decided."""
-    with one_line_errors():
-        from qrhead_rag.demo import run
-
-        run(lambda: load(model, heads, mode, device, dtype), Console(), question)
-
-
-def _read(file: str, file_format: "FileFormat | None") -> "tuple[bytes, str, FileFormat]":
-    """What a file holds, its name for messages, and its format."""
-    if file == "-":
-        return sys.stdin.buffer.read(), "stdin", file_format or "txt"
-    path = Path(file)
-    if file_format is None and path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{file}: unknown kind of file; expected .txt or .jsonl, or say --format txt|jsonl")
-    return path.read_bytes(), file, file_format or cast("FileFormat", path.suffix[1:])
-
-
-def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever", explain: bool) -> dict[str, Any]:
-    documents = []
-    explained = ranking.explain() if explain else None
-    for place, ranked in enumerate(ranking):
-        passage = ranked.passage
-        entry: dict[str, Any] = {
-            "index": ranked.index,
-            "line": lines[ranked.index],
-            "score": ranked.score,
-            "truncated": ranked.truncated,
-            **passage.model_dump(exclude_none=True),
-        }
-        if explained:
-            entry["tokens"] = [vars(token) for token in explained[place].tokens]
-        documents.append(entry)
-    return {
-        "query": ranking.query,
-        "model": retriever.model_name,
-        "heads": retriever.heads.heads,
-        "mode": ranking.mode,
-        "windowed": ranking.windowed,
-        "documents": documents,
-    }
-
-
-def _show_ranking(ranking: "Ranking", lines: list[int], explain: bool) -> None:
-    from qrhead_rag.show.terminal import shaded, strongest
-
-    console = Console()
-    table = Table(box=None, pad_edge=False)
-    for column in ("line", "score"):
-        table.add_column(column, justify="right")
-    named = any(ranked.passage.id is not None for ranked in ranking)
-    if named:
-        table.add_column("id", overflow="fold")
-    table.add_column("document", no_wrap=True, overflow="ellipsis")
-    for ranked in ranking:
-        cells = [str(lines[ranked.index]), f"{ranked.score:.4f}"]
-        cells += [printable(ranked.passage.id or "")] if named else []
-        table.add_row(*cells, _opening(ranked.passage))
-    console.print(table, markup=False)
-    if explain:
-        for passage in ranking.explain().passages:
-            console.rule(f"line {lines[passage.index]}, score {passage.score:.4f}", align="left")
-            console.print(shaded(passage))
-            console.print(strongest(passage), style="dim", markup=False, highlight=False)
-
-
-def _opening(passage: "Passage") -> str:
-    """Title and beginning of a passage, on one line."""
-    title = f"{passage.title}: " if passage.title else ""
-    return " ".join(printable(f"{title}{passage.text[:300]}").split())
-
-
-def _show_head_sets(found: list[HeadSet]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "set", "mode", "criterion"):
-        table.add_column(column, overflow="fold")
-    table.add_column("heads", justify="right")
-    for heads in found:
-        name = f"{heads.name} *" if heads.default else heads.name
-        table.add_row(heads.model, name, heads.mode, heads.criterion, str(len(heads.heads)))
-    console = Console()
-    console.print(table, markup=False)
-    console.print("* default of its model. --json adds the heads and where they come from.", style="dim")

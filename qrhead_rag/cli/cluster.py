@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from qrhead_rag.cli.model import (
+from qrhead_rag.cli.options import (
+    AddressOption,
+    ConcurrencyOption,
+    CpusOption,
     DeviceOption,
     DtypeOption,
+    GpusOption,
     HeadsOption,
     InstructionOption,
     LayoutOption,
@@ -15,18 +19,9 @@ from qrhead_rag.cli.model import (
     ModeOption,
     PieceOption,
     given,
-)
-from qrhead_rag.cli.output import one_line_errors
-from qrhead_rag.cli.pool import (
-    AddressOption,
-    ConcurrencyOption,
-    CpusOption,
-    GpusOption,
     pool_of,
-    resumable,
-    shown,
-    summary,
 )
+from qrhead_rag.cli.output import one_line_errors, resumable, shown, summary
 from qrhead_rag.core.heads import parse_heads
 from qrhead_rag.core.selection import Order, Selection
 

@@ -7,22 +7,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from qrhead_rag.cli.model import DeviceOption, DtypeOption, InstructionOption, ModelOption, ModeOption
 from qrhead_rag.cli.options import (
+    AddressOption,
     CandidatesOption,
+    ConcurrencyOption,
+    CpusOption,
+    DeviceOption,
+    DtypeOption,
     ExamplesOption,
     FormatOption,
+    GpusOption,
+    InstructionOption,
+    ModelOption,
+    ModeOption,
     OrderOption,
     PartOption,
     SeedOption,
     SkipBadOption,
     SplitOption,
     UnitOption,
-    progress,
+    pool_of,
     read_data,
 )
-from qrhead_rag.cli.output import one_line_errors
-from qrhead_rag.cli.pool import AddressOption, ConcurrencyOption, CpusOption, GpusOption, pool_of, resumable
+from qrhead_rag.cli.output import one_line_errors, progress, resumable
 from qrhead_rag.core.heads import EMBEDDED_MODEL
 from qrhead_rag.files import write_text
 
@@ -79,7 +86,7 @@ def detect(
 ) -> None:
     """Find the heads of a model that attend to what a query needs, on labelled examples."""
     with one_line_errors():
-        from qrhead_rag.cli.model import load, load_writer
+        from qrhead_rag.cli.options import load, load_writer
         from qrhead_rag.datasets.load import ordered
         from qrhead_rag.detect.choosing import TEMPERATURE
         from qrhead_rag.detect.detection import detect as choose

@@ -10,21 +10,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from qrhead_rag.cli.model import DeviceOption, DtypeOption, InstructionOption, ModelOption
 from qrhead_rag.cli.options import (
     CandidatesOption,
+    DeviceOption,
+    DtypeOption,
     ExamplesOption,
     FormatOption,
+    InstructionOption,
+    ModelOption,
     OrderOption,
     PartOption,
     SeedOption,
     SkipBadOption,
     SplitOption,
     UnitOption,
-    progress,
     read_data,
 )
-from qrhead_rag.cli.output import one_line_errors
+from qrhead_rag.cli.output import one_line_errors, progress
 from qrhead_rag.core.heads import EMBEDDED_MODEL, Mode, parse_heads
 from qrhead_rag.files import write_text
 
@@ -84,7 +86,7 @@ def evaluate(
 ) -> None:
     """Compare rerankers on labelled examples: measures with 95% intervals, and a paired test."""
     with one_line_errors():
-        from qrhead_rag.cli.model import load_writer
+        from qrhead_rag.cli.options import load_writer
         from qrhead_rag.evaluate.evaluation import evaluate as run
         from qrhead_rag.evaluate.methods import find_function, make_method, parse_methods, remembered
 
@@ -150,7 +152,7 @@ class _Models:
         self._loaded: QRRetriever | Writer | None = None
 
     def retriever(self, heads: str | None, mode: Mode) -> "QRRetriever":
-        from qrhead_rag.cli.model import load
+        from qrhead_rag.cli.options import load
         from qrhead_rag.ranking.retriever import QRRetriever
 
         if self._loaded is None and not self._writes:
@@ -167,7 +169,7 @@ class _Models:
         )
 
     def writer(self) -> "Writer":
-        from qrhead_rag.cli.model import load_writer
+        from qrhead_rag.cli.options import load_writer
 
         if self._loaded is None:
             self._loaded = load_writer(*self._given)

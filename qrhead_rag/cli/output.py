@@ -1,12 +1,27 @@
-"""What the `qrhead` command says when something is wrong: one line on stderr, and exit code 2 for bad input."""
+"""What the `qrhead` command says on stderr: what is wrong, in one line and with exit code 2; how far a run is."""
 
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from qrhead_rag.cluster.run import Progress as Done
+
+_SECONDS_BETWEEN_LINES = 10
 
 
 @contextmanager
@@ -43,3 +58,70 @@ def _show_warning(
 ) -> None:
     if issubclass(category, UserWarning):
         typer.echo(f"qrhead: warning: {' '.join(str(message).split())}", err=True)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say that an interrupted run is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("qrhead: interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, moved by a function of what is done and how much there is in all."""
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def shown(noun: str) -> Iterator[Callable[["Done"], None]]:
+    """How far a run is and how fast, on stderr: a bar on a terminal, elsewhere a line now and then."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said = time.monotonic()
+
+        def say(done: "Done") -> None:
+            nonlocal said
+            if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                typer.echo(f"{done.before + done.done} of {done.total} {noun}, {_rates(done, noun)}", err=True)
+
+        yield say
+        return
+    columns = (
+        TextColumn(noun),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rates]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(noun, total=None, rates="starting")
+
+        def move(done: "Done") -> None:
+            rates = _rates(done, noun) if done.done else "starting"
+            bar.update(task, completed=done.before + done.done, total=done.total, rates=rates)
+
+        yield move
+
+
+def summary(done: "Done", noun: str, folder: str) -> str:
+    """What a run did, in a line or two."""
+    before = f", {done.before} of them before" if done.before else ""
+    lines = [f"{done.before + done.done - done.failed} of {done.total} {noun} in {folder}{before}"]
+    if done.done:
+        lines.append(
+            f"{_rates(done, noun)}, {done.tokens_per_actor_second:.0f} tokens/s an actor, in {done.seconds:.0f} s"
+        )
+    return "; ".join(lines)
+
+
+def _rates(done: "Done", noun: str) -> str:
+    failed = f", {done.failed} failed" if done.failed else ""
+    return f"{done.records_per_second:.1f} {noun}/s, {done.tokens_per_second:.0f} tokens/s{failed}"

@@ -242,7 +242,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, texts):
     def broken(*_, **__):
         raise KeyError("a fault")
 
-    monkeypatch.setattr("qrhead_rag.cli.load", broken)
+    monkeypatch.setattr("qrhead_rag.cli.rank.load", broken)
     result = invoke("rank", QUERY, texts)
     assert isinstance(result.exception, KeyError)
 

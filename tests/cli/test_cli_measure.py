@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-import qrhead_rag.cli.model
+import qrhead_rag.cli.options
 import qrhead_rag.detect.copying
 from qrhead_rag import HeadSet, QRRetriever
 from qrhead_rag.cli import app
@@ -38,8 +38,8 @@ def tiny_load(monkeypatch):
         asked.append((model, "writer"))
         return Writer(*hand_made(), **{"max_new_tokens": 2, **options})
 
-    monkeypatch.setattr(qrhead_rag.cli.model, "load", load)
-    monkeypatch.setattr(qrhead_rag.cli.model, "load_writer", load_writer)
+    monkeypatch.setattr(qrhead_rag.cli.options, "load", load)
+    monkeypatch.setattr(qrhead_rag.cli.options, "load_writer", load_writer)
     return asked
 
 
