@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from qrhead_rag.core.heads import Head, HeadSet, Mode, shipped_head_sets
+from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode, shipped_head_sets
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import INSTRUCTION
 from qrhead_rag.core.selection import Selection
@@ -82,6 +82,11 @@ class ScorerOptions(BaseModel):
                 )
             setattr(self, name, found)
         return self
+
+    @property
+    def name_of_model(self) -> str:
+        """Hub id or folder of the model that ranks."""
+        return self.model or EMBEDDED_MODEL
 
     def load_scorer(self) -> QRRetriever:
         """The QRRetriever, loaded by whoever asks first and shared by all whose options are equal.

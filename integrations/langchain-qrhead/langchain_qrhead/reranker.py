@@ -7,7 +7,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 
-from qrhead_rag.core.passage import Passage
+from qrhead_rag import Passage
 from qrhead_rag.frameworks.scorer import RerankOptions
 
 RELEVANCE_SCORE = "relevance_score"

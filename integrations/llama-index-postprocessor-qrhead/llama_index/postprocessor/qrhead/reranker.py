@@ -8,8 +8,7 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-from qrhead_rag.core.heads import EMBEDDED_MODEL
-from qrhead_rag.core.passage import Passage
+from qrhead_rag import Passage
 from qrhead_rag.frameworks.scorer import RerankOptions
 
 RETRIEVAL_SCORE = "retrieval_score"
@@ -52,7 +51,7 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
             raise ValueError(
                 "QRHeadReranker found no query to rank by; pass query_str= or query_bundle= to postprocess_nodes"
             )
-        query, top_n, model = query_bundle.query_str, self.top_n or len(nodes), self.model or EMBEDDED_MODEL
+        query, top_n, model = query_bundle.query_str, self.top_n or len(nodes), self.name_of_model
         dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=model))
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,

@@ -1,0 +1,64 @@
+"""Every file stands in a room of CONTRIBUTING's table and imports only from the rooms that the table allows."""
+
+import ast
+import graphlib
+import re
+
+import pytest
+
+from tests.helpers.alone import ROOT
+
+PACKAGE = ROOT / "qrhead_rag"
+ROWS = re.findall(r"^\| `([\w/.]+)` \|.*\|([\w ]*)\|$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
+ALLOWED = {re.sub(r"/|\.py", "", room): set(may.split()) for room, may in ROWS}
+FILES = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(file):
+    """Modules of the package that a file imports, also within functions and for types alone."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in FILES or f"{name}.__init__" in FILES else str(node.module) for name in names]
+        else:
+            continue
+        yield from (name for name in names if name.partition(".")[0] == "qrhead_rag")
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_the_table_has_a_row_for_every_room_and_no_other():
+    rooms = [file for file in PACKAGE.iterdir() if file.suffix == ".py" or list(file.glob("*.py"))]
+    assert ALLOWED.keys() == {file.stem for file in rooms} - {"__init__"}
+    assert len(ROWS) == len(ALLOWED)
+
+
+def test_a_room_imports_only_from_the_rooms_that_its_row_allows():
+    against = {
+        (module, target)
+        for module, file in FILES.items()
+        for target in imported(file)
+        if room(module) in ALLOWED and room(target) not in {room(module), "__init__", *ALLOWED[room(module)]}
+    }
+    assert against == {
+        ("qrhead_rag.ranking.result", "qrhead_rag.show.html")
+    }  # a ranking that a notebook asks to draw itself
+
+
+def test_neither_rooms_nor_files_import_in_circles():
+    files = {module: set(imported(file)) for module, file in FILES.items()}
+    files["qrhead_rag.ranking.result"].remove("qrhead_rag.show.html")
+    assert list(graphlib.TopologicalSorter(ALLOWED).static_order())[-1] == "cli"
+    assert set(graphlib.TopologicalSorter(files).static_order()) >= files.keys()
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "integrations").rglob("*.py")), ids=lambda file: file.parent.name + "." + file.stem
+)
+def test_an_integration_enters_by_the_frameworks_room(file):
+    assert {room(module) for module in imported(file)} <= {"__init__", "frameworks"}
