@@ -22,6 +22,7 @@ from qrhead_rag.ranking.cache import ByteCache
 
 Layout: TypeAlias = Literal["given", "reversed"]
 
+_OURS = ("qrhead_rag.", "langchain_qrhead.", "llama_index.postprocessor.qrhead.")
 _QUERY_RESERVE = 128  # tokens kept free for a query that is not known yet
 
 
@@ -218,10 +219,10 @@ def warn_of_truncation(passages: Sequence[Passage], truncated: Iterable[int]) ->
 
 
 def warn_caller(message: str) -> None:
-    """Warn at the line that called the package, however deep within it the reason lies."""
+    """Warn at the line that called the package or an integration, however deep within it the reason lies."""
     frame, level, outermost = sys._getframe(), 0, 0
     while frame.f_back is not None:
         frame, level = frame.f_back, level + 1
-        if frame.f_globals.get("__name__", "").partition(".")[0] == "qrhead_rag":
+        if f"{frame.f_globals.get('__name__')}.".startswith(_OURS):
             outermost = level
     warnings.warn(message, UserWarning, stacklevel=outermost + 2)

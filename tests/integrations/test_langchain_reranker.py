@@ -15,6 +15,9 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_qrhead import QRHeadReranker
 
+from qrhead_rag import QRRetriever
+from tests.helpers.tiny import tiny_model, tiny_tokenizer
+
 TEXTS = ["The keeper counts the ships.", "Soup is served at noon.", "The lighthouse is tall.", "Fog hides the pier."]
 QUERY = "Who counts the ships?"
 
@@ -39,6 +42,13 @@ def test_order_and_scores_are_those_of_the_core(reranker, tiny):
     assert scores(found) == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
     assert all(type(score) is float for score in scores(found))
     assert isinstance(reranker, BaseDocumentCompressor)
+
+
+def test_a_warning_names_the_line_that_called_the_reranker():
+    scorer = QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0)], context_length=300)
+    with pytest.warns(UserWarning, match="sliding windows") as caught:
+        QRHeadReranker(scorer=scorer).compress_documents(documents_of(TEXTS * 10), QUERY)
+    assert caught[0].filename == __file__
 
 
 async def test_async_gives_the_same(reranker):
