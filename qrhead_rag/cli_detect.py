@@ -24,7 +24,7 @@ from qrhead_rag.cli_errors import one_line_errors
 from qrhead_rag.cli_model import DeviceOption, DtypeOption, InstructionOption, ModelOption, ModeOption
 from qrhead_rag.cli_pool import AddressOption, ConcurrencyOption, CpusOption, GpusOption, pool_of, resumable
 from qrhead_rag.files import write_text
-from qrhead_rag.heads import EMBEDDED_MODEL
+from qrhead_rag.heads import EMBEDDED_MODEL, recommended_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def detect(
     ] = Path("head-scores"),
     name: Annotated[str, typer.Option(help="Name of the head set.")] = "detected",
     model: ModelOption = None,
-    mode: ModeOption = "listwise",
+    mode: ModeOption = None,
     criterion: Annotated[
         Literal["contrastive", "mass", "ndcg"], typer.Option(help="What a head is worth on an example.")
     ] = "contrastive",
@@ -90,6 +90,7 @@ def detect(
 
         if num_heads != "auto" and not num_heads.isdigit():
             raise ValueError(f"--num-heads {num_heads}: expected a number or auto")
+        mode = mode or recommended_mode(model or EMBEDDED_MODEL)
         parse_metrics(["nDCG@10"])  # fails here, not after the recording, where the extra is missing
         options = DetectionOptions(
             criterion=criterion,

@@ -149,7 +149,7 @@ class _Models:
         self._writes = writes
         self._loaded: QRRetriever | Writer | None = None
 
-    def retriever(self, heads: str | None, mode: Mode) -> "QRRetriever":
+    def retriever(self, heads: str | None, mode: Mode | None) -> "QRRetriever":
         from qrhead_rag.cli_model import load
         from qrhead_rag.retriever import QRRetriever
 
