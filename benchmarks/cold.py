@@ -83,9 +83,11 @@ def timed(runs: int, **sides) -> dict[str, float]:
 
 
 def compare_times(tokens: int, runs: int, slow_runs: int) -> None:
-    whole = QRRetriever.from_pretrained(heads="all", device="cpu", cache_bytes=0)
+    whole = QRRetriever.from_pretrained(heads="all", mode="listwise", device="cpu", cache_bytes=0)
     model = whole.model
-    retriever = QRRetriever(model, whole.tokenizer, heads=HEADS, model_name=whole.model_name, cache_bytes=0)
+    retriever = QRRetriever(
+        model, whole.tokenizer, heads=HEADS, mode="listwise", model_name=whole.model_name, cache_bytes=0
+    )
     passages = handbook(retriever, tokens)
     prompt, null = prompt_of(retriever, passages), prompt_of(retriever, passages, NULL_QUERY)
     print(f"{len(passages)} passages, {len(prompt.ids)} tokens, {torch.get_num_threads()} threads, heads {HEADS}")
@@ -126,7 +128,7 @@ def memory(field: str) -> int:
 
 def measure_memory(tokens: int) -> None:
     """In a process of its own, so that nothing else has used memory before."""
-    retriever = QRRetriever.from_pretrained(heads=HEADS, device="cpu", cache_bytes=0)
+    retriever = QRRetriever.from_pretrained(heads=HEADS, mode="listwise", device="cpu", cache_bytes=0)
     retriever.rank(QUERY, ["Everything is touched once before it is measured.", "A short list does that."])
     passages = handbook(retriever, tokens)
     length = len(prompt_of(retriever, passages).ids)

@@ -50,7 +50,7 @@ def write_lists(file: Path, number: int, documents: int, words: int) -> list[dic
 def throughput(folder: Path, number: int) -> None:
     lists = write_lists(folder / "lists.jsonl", number, documents=5, words=24)
     torch.set_num_threads(1)
-    retriever = QRRetriever.from_pretrained(device="cpu", heads=HEADS, cache_bytes=0)
+    retriever = QRRetriever.from_pretrained(device="cpu", heads=HEADS, mode="listwise", cache_bytes=0)
     retriever.rank(lists[0]["query"], lists[0]["documents"])
     tokens = sum(retriever.count_tokens(text) for one in lists for text in (one["query"], *one["documents"]))
     print(f"{number} lists of {tokens / number:.0f} tokens, {tokens} in all", flush=True)
@@ -60,7 +60,8 @@ def throughput(folder: Path, number: int) -> None:
     print(f"one process: {alone:.1f} s, {number / alone:.2f} lists/s, {tokens / alone:.0f} tokens/s", flush=True)
     del retriever
     start = time.perf_counter()
-    done = rank_dataset([folder / "lists.jsonl"], folder / "out", heads=HEADS, device="cpu", cache_bytes=0, pool=POOL)
+    options = {"heads": HEADS, "mode": "listwise", "device": "cpu", "cache_bytes": 0}
+    done = rank_dataset([folder / "lists.jsonl"], folder / "out", pool=POOL, **options)
     whole = time.perf_counter() - start
     print(
         f"two actors: {done.seconds:.1f} s, {done.records_per_second:.2f} lists/s, {done.tokens_per_second:.0f} "

@@ -26,7 +26,7 @@ LOWEST = "document => Math.ceil(document.querySelector('.qrhead-cards').getBound
 def main() -> None:
     """Rank, explain, draw, crop."""
     passages, _ = load_handbook()
-    retriever = QRRetriever.from_pretrained(mode="independent", device="cpu")
+    retriever = QRRetriever.from_pretrained(device="cpu")
     page = retriever.rank(QUERY, passages, top_n=SHOWN).explain().to_html()
     lowest = draw(page, WIDTH, 2000, picture=PICTURE, scale=SCALE, script=LOWEST)
     picture = Image.open(PICTURE).convert("RGB").crop((0, 0, WIDTH * SCALE, (lowest + 16) * SCALE))

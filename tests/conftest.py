@@ -23,13 +23,13 @@ def _threads(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def embedded_all() -> QRRetriever:
-    """The embedded model at full depth, every head read; loaded once a session."""
-    return QRRetriever.from_pretrained(heads="all", device="cpu")
+    """The embedded model at full depth, every head read in the published mode; loaded once a session."""
+    return QRRetriever.from_pretrained(heads="all", mode="listwise", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def embedded(embedded_all: QRRetriever) -> QRRetriever:
-    """The embedded model with its shipped heads, on the same weights."""
+    """The embedded model as users get it, with its recommended heads and mode, on the same weights."""
     return QRRetriever(embedded_all.model, embedded_all.tokenizer, model_name=embedded_all.model_name)
 
 

@@ -51,7 +51,7 @@ def rank_dataset(
     out: OutArgument,
     model: ModelOption = None,
     heads: HeadsOption = None,
-    mode: ModeOption = "listwise",
+    mode: ModeOption = None,
     top_n: Annotated[int | None, typer.Option(help="Keep at most this many.")] = None,
     min_share: Annotated[float | None, typer.Option(help="Keep what has this share of the positive scores.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Keep whole documents within this many tokens.")] = None,

@@ -30,7 +30,7 @@ from qrhead_rag.cli.options import (
     read_data,
 )
 from qrhead_rag.cli.output import one_line_errors, progress, resumable
-from qrhead_rag.core.heads import EMBEDDED_MODEL
+from qrhead_rag.core.heads import EMBEDDED_MODEL, recommended_mode
 from qrhead_rag.files import write_text
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def detect(
     ] = Path("head-scores"),
     name: Annotated[str, typer.Option(help="Name of the head set.")] = "detected",
     model: ModelOption = None,
-    mode: ModeOption = "listwise",
+    mode: ModeOption = None,
     criterion: Annotated[
         Literal["contrastive", "mass", "ndcg"], typer.Option(help="What a head is worth on an example.")
     ] = "contrastive",
@@ -97,6 +97,7 @@ def detect(
 
         if num_heads != "auto" and not num_heads.isdigit():
             raise ValueError(f"--num-heads {num_heads}: expected a number or auto")
+        mode = mode or recommended_mode(model or EMBEDDED_MODEL)
         parse_metrics(["nDCG@10"])  # fails here, not after the recording, where the extra is missing
         options = DetectionOptions(
             criterion=criterion,

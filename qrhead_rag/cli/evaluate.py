@@ -151,7 +151,7 @@ class _Models:
         self._writes = writes
         self._loaded: QRRetriever | Writer | None = None
 
-    def retriever(self, heads: str | None, mode: Mode) -> "QRRetriever":
+    def retriever(self, heads: str | None, mode: Mode | None) -> "QRRetriever":
         from qrhead_rag.cli.options import load
         from qrhead_rag.ranking.retriever import QRRetriever
 

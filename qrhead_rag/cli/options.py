@@ -25,7 +25,10 @@ HeadsOption: TypeAlias = Annotated[
         "--heads", help='Name of a shipped set, "all", a .json file, or pairs like 17-3,18-6; by default the model\'s.'
     ),
 ]
-ModeOption: TypeAlias = Annotated[Mode, typer.Option("--mode", help="How documents are run through the model.")]
+ModeOption: TypeAlias = Annotated[
+    Mode | None,
+    typer.Option("--mode", help="How documents are run through the model; by default as its heads rank best."),
+]
 DeviceOption: TypeAlias = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; by default the best there is.")
 ]
@@ -46,7 +49,7 @@ PieceOption: TypeAlias = Annotated[
 
 
 def load(
-    model: str | None, heads: str | None, mode: Mode, device: str | None, dtype: str | None, **options: Any
+    model: str | None, heads: str | None, mode: Mode | None, device: str | None, dtype: str | None, **options: Any
 ) -> "QRRetriever":
     """The retriever that the options ask for.
 

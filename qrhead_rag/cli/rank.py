@@ -44,7 +44,7 @@ def rank(
     ] = None,
     model: ModelOption = None,
     heads: HeadsOption = None,
-    mode: ModeOption = "listwise",
+    mode: ModeOption = None,
     top_n: Annotated[int | None, typer.Option(help="Keep at most this many.")] = None,
     min_share: Annotated[float | None, typer.Option(help="Keep what has this share of the positive scores.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Keep whole documents within this many tokens.")] = None,
@@ -103,7 +103,7 @@ def demo(
     question: Annotated[str | None, typer.Option(help="Ask the handbook a question of your own.")] = None,
     model: ModelOption = None,
     heads: HeadsOption = None,
-    mode: ModeOption = "independent",
+    mode: ModeOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -184,8 +184,8 @@ def _show_head_sets(found: list[HeadSet]) -> None:
         table.add_column(column, overflow="fold")
     table.add_column("heads", justify="right")
     for heads in found:
-        name = f"{heads.name} *" if heads.default else heads.name
-        table.add_row(heads.model, name, heads.mode, heads.criterion, str(len(heads.heads)))
+        mark = " **" if heads.recommended else " *" if heads.default else ""
+        table.add_row(heads.model, f"{heads.name}{mark}", heads.mode, heads.criterion, str(len(heads.heads)))
     console = Console()
     console.print(table, markup=False)
-    console.print("* default of its model. --json adds the heads and where they come from.", style="dim")
+    console.print("** read by default. * default of its mode. --json adds heads and sources.", style="dim")

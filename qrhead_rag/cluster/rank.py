@@ -156,7 +156,7 @@ def rank_dataset(
     *,
     model: str | None = None,
     heads: HeadChoice = None,
-    mode: Mode = "listwise",
+    mode: Mode | None = None,
     selection: Selection | None = None,
     format: Literal["jsonl", "parquet"] | None = None,
     pool: Pool | None = None,

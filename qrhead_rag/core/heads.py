@@ -57,7 +57,8 @@ class HeadSet(BaseModel):
     num_examples: int | None = None
     source: str = "unknown"
     note: str | None = None
-    default: bool = False
+    default: bool = Field(default=False, description="what heads=None reads under this mode")
+    recommended: bool = Field(default=False, description="the one set of its model that heads=None, mode=None reads")
     heads: tuple[Head, ...]
 
     @field_validator("heads", mode="after")
@@ -139,16 +140,25 @@ def shipped_head_sets() -> tuple[HeadSet, ...]:
     return tuple(HeadSet.model_validate(entry) for entry in json.loads(text))
 
 
-def find_shipped(model: str, mode: Mode, name: str | None = None) -> HeadSet:
+def recommended_mode(model: str) -> Mode:
+    """The mode in which the shipped heads of a model rank best; `listwise`, the published one, where it has none.
+
+    >>> recommended_mode("HuggingFaceTB/SmolLM2-135M-Instruct")
+    'late'
+    """
+    return next((heads.mode for heads in _shipped_for(model) if heads.recommended), "listwise")
+
+
+def find_shipped(model: str, mode: Mode | None, name: str | None = None) -> HeadSet:
     """The shipped set of a model: its default for the mode, or the one of that name or task.
 
-    A set found under another mode serves where the model has none for this one (heads carry over; detecting under the
-    same mode gives better ones).
+    With no mode, the set found under the model's recommended mode is taken. A set found under another mode serves where
+    the model has none for this one (heads carry over; detecting under the same mode gives better ones).
 
     Raises:
         ValueError: the model has no shipped set, or none of that name; the message lists what there is.
     """
-    of_model = [heads for heads in shipped_head_sets() if heads.model.casefold() == model.casefold()]
+    of_model = _shipped_for(model)
     if not of_model:
         raise ValueError(
             f"no head set is shipped for {model} (`qrhead heads` lists those there are); find its heads on labelled "
@@ -159,13 +169,18 @@ def find_shipped(model: str, mode: Mode, name: str | None = None) -> HeadSet:
     if not wanted:
         names = ", ".join(sorted({f"{s.name!r} ({s.mode})" for s in of_model}))
         raise ValueError(f"{model} has no shipped head set named {name!r}; expected one of {names}, or a .json file")
+    mode = mode or recommended_mode(model)
     return min(wanted, key=lambda s: (s.mode != mode, s.name != name, not s.default))
+
+
+def _shipped_for(model: str) -> list[HeadSet]:
+    return [heads for heads in shipped_head_sets() if heads.model.casefold() == model.casefold()]
 
 
 HeadChoice: TypeAlias = HeadSet | Path | str | Sequence[Sequence[int]] | None
 
 
-def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode) -> HeadSet:
+def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode | None) -> HeadSet:
     """The head set that `heads=` asks for, checked against the model.
 
     Args:
@@ -173,7 +188,8 @@ def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode) 
             string ending in .json, a HeadSet, or a list of (layer, head) pairs.
         model: the model's name.
         shape: the shape of the whole model.
-        mode: the mode the heads will be read under.
+        mode: the mode the heads will be read under; None leaves it to the set, whose `mode` is then the answer. Pairs
+            and "all" take the model's recommended mode.
 
     Raises:
         TypeError: `choice` is none of these.
@@ -184,7 +200,7 @@ def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode) 
         "architecture": shape.architecture,
         "num_layers": shape.num_layers,
         "num_heads": shape.num_heads,
-        "mode": mode,
+        "mode": mode or recommended_mode(model),
     }
     match choice:
         case HeadSet():

@@ -7,7 +7,7 @@
     HEADS             `default`, the name of a shipped set, a file ending in .json, or pairs like 17-3,18-6
     module:function   any function of a query and a list of texts that returns a score for each
 
-Heads may name a mode after an @, as in `default@late`; without one it is `listwise`.
+Heads may name a mode after an @, as in `default@listwise`; without one it is the mode in which they rank best.
 """
 
 import importlib
@@ -71,14 +71,15 @@ def by_score(scores: Sequence[float], expected: int) -> Ranked:
 def make_method(
     name: str,
     *,
-    load_retriever: Callable[[str | None, Mode], QRRetriever] | None = None,
+    load_retriever: Callable[[str | None, Mode | None], QRRetriever] | None = None,
     seed: int = 0,
 ) -> Method:
     """The method of a name.
 
     Args:
         name: see this module.
-        load_retriever: from heads (None is the shipped default) and mode to a retriever; the embedded model where None.
+        load_retriever: from heads (None is the shipped default) and mode (None is the heads' own) to a retriever; the
+            embedded model where None.
         seed: of `random`.
 
     Raises:
@@ -96,10 +97,10 @@ def make_method(
     heads, _, mode = name.partition("@")
     if rest and not heads.endswith(".json"):
         return _of_others(name)
-    if (mode or "listwise") not in get_args(Mode):
+    if mode and mode not in get_args(Mode):
         raise ValueError(f"mode {mode!r} of method {name!r} is unknown; expected one of {', '.join(get_args(Mode))}")
     load = load_retriever or _load_embedded
-    return _from_retriever(load(None if heads == "default" else heads, cast("Mode", mode or "listwise")))
+    return _from_retriever(load(None if heads == "default" else heads, cast("Mode | None", mode or None)))
 
 
 def remembered(method: Method) -> Method:
@@ -115,7 +116,7 @@ def remembered(method: Method) -> Method:
     return again
 
 
-def _load_embedded(heads: str | None, mode: Mode) -> QRRetriever:
+def _load_embedded(heads: str | None, mode: Mode | None) -> QRRetriever:
     return QRRetriever.from_pretrained(heads=parse_heads(heads), mode=mode)
 
 

@@ -144,11 +144,11 @@ _REMEMBERED = 1024  # rankings of one retriever
 class HistoryScorerOptions(ScorerOptions):
     """Which QRRetriever ranks the turns of a conversation.
 
-    The mode is `late`: a conversation may be longer than the model's context, and of one that has grown by a turn only
-    that turn is run.
+    The mode is `late` for every model, unless another is named: a conversation may be longer than the model's context,
+    and of one that has grown by a turn only that turn is run.
     """
 
-    mode: Mode = "late"
+    mode: Mode | None = "late"
 
 
 def rank_history(scorer: QRRetriever, query: str, texts: Sequence[str]) -> tuple[int, ...]:

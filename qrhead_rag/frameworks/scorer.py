@@ -34,7 +34,7 @@ class ScorerOptions(BaseModel):
     Attributes:
         model: hub id or folder of the model; None is the embedded small model.
         heads: None, the name of a shipped set, "all", a path to a .json file, a HeadSet, or (layer, head) pairs.
-        mode: how the documents are run through the model.
+        mode: how the documents are run through the model; None is the mode in which the heads were found to rank best.
         layout: "given" or "reversed": how the list is laid into the prompt.
         instruction: replaces the instruction before the query.
         device: where the model is loaded; None takes an accelerator where there is one.
@@ -50,7 +50,7 @@ class ScorerOptions(BaseModel):
 
     model: str | None = None
     heads: HeadSet | str | tuple[Head, ...] | None = None
-    mode: Mode = "listwise"
+    mode: Mode | None = None
     layout: Layout = "given"
     instruction: str | None = None
     device: str | None = None

@@ -63,7 +63,11 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
 
 
 def share_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: HeadChoice, mode: Mode, name: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    heads: HeadChoice,
+    mode: Mode | None,
+    name: str | None = None,
 ) -> LoadedModel:
     """A model already in memory, used where it is.
 
@@ -95,7 +99,7 @@ def share_model(
 def load_model(
     name: str | Path | None,
     heads: HeadChoice,
-    mode: Mode,
+    mode: Mode | None,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -107,7 +111,7 @@ def load_model(
     Args:
         name: hub id or folder; None, or the hub id of the embedded model, is the embedded one.
         heads: as in `choose_heads`.
-        mode: the mode the heads will be read under.
+        mode: the mode the heads will be read under; None leaves it to the head set.
         device: "cpu", "cuda", "mps" …; None takes an accelerator where there is one.
         dtype: None is float32 on CPU and the checkpoint's own elsewhere.
         device_map: as in transformers; excludes `device`.

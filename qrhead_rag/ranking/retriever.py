@@ -29,10 +29,11 @@ class QRRetriever:
     Args:
         model: a transformers decoder in memory; it is left exactly as found. `from_pretrained` loads one by name.
         tokenizer: its tokenizer.
-        heads: None (the shipped default of this model and mode), the name of a shipped set, "all", a path to a .json
-            file, a HeadSet, or a list of (layer, head) pairs.
+        heads: None (the recommended set of this model, or its default for the mode that is named), the name of a
+            shipped set, "all", a path to a .json file, a HeadSet, or a list of (layer, head) pairs.
         mode: "listwise" (the paper: all documents in one prompt), "independent" (each encoded alone, the query attends
-            to all) or "late" (the query's heads meet each document's stored keys).
+            to all) or "late" (the query's heads meet each document's stored keys). None is the mode in which the heads
+            were found to rank best: that of the chosen set; for pairs and "all", that of the model's recommended set.
         model_name: name of the model where it knows none, or another, of itself.
         options: layout, instruction, context_length, window, stride, prefill_tokens, piece_tokens, batch_tokens,
             cache_bytes and key_dtype; see `ListOptions`.
@@ -48,7 +49,7 @@ class QRRetriever:
         tokenizer: PreTrainedTokenizerBase,
         *,
         heads: HeadChoice = None,
-        mode: Mode = "listwise",
+        mode: Mode | None = None,
         model_name: str | None = None,
         **options: Any,
     ) -> None:
@@ -61,7 +62,7 @@ class QRRetriever:
         model: str | Path | None = None,
         *,
         heads: HeadChoice = None,
-        mode: Mode = "listwise",
+        mode: Mode | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
@@ -106,8 +107,9 @@ class QRRetriever:
         retriever._set_up(loaded, mode, reading)
         return retriever
 
-    def _set_up(self, loaded: LoadedModel, mode: Mode, options: ListOptions) -> None:
+    def _set_up(self, loaded: LoadedModel, mode: Mode | None, options: ListOptions) -> None:
         self._loaded = loaded
+        mode = mode or loaded.heads.mode
         config = loaded.model.config.get_text_config()
         with loaded.lock:
             self._encoder = ListContext(
@@ -293,12 +295,12 @@ class QRRetriever:
         return self._encoder.count_tokens(text)
 
 
-def check_mode(mode: Mode) -> Mode:
-    """The mode itself.
+def check_mode(mode: Mode | None) -> Mode | None:
+    """The mode itself; None leaves it to the head set.
 
     Raises:
         ValueError: there is no such mode.
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode={mode!r} is unknown; expected one of {', '.join(map(repr, get_args(Mode)))}")
+    if mode is not None and mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r} is unknown; expected None or one of {', '.join(map(repr, get_args(Mode)))}")
     return mode

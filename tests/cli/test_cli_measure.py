@@ -188,6 +188,7 @@ def test_detect_refuses_lists_longer_than_the_context_at_once(data, tmp_path, mo
     longer = example.model_copy(update={"id": "long", "documents": (*example.documents, long)})
     data.write_text(data.read_text() + longer.model_dump_json() + "\n")
     command = ["detect", str(data), "--scores", str(tmp_path / "s"), "--out", str(tmp_path / "h.json")]
+    command += ["--mode", "listwise"]
     done = run(app, command)
     assert done.exit_code == 2
     assert "1 of 11 lists are longer than the model's context of 512 tokens, that of 'long' for one" in done.stderr

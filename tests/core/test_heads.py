@@ -8,7 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from qrhead_rag import HeadSet
-from qrhead_rag.core.heads import EMBEDDED_MODEL, ModelShape, choose_heads, find_shipped, shipped_head_sets
+from qrhead_rag.core.heads import (
+    EMBEDDED_MODEL,
+    ModelShape,
+    choose_heads,
+    find_shipped,
+    recommended_mode,
+    shipped_head_sets,
+)
 
 LLAMA = ModelShape("llama", 30, 9)
 
@@ -173,6 +180,28 @@ def test_every_shipped_set_is_whole_and_every_model_has_one_default_a_mode():
         assert find_shipped(model, "listwise").default
     assert all(found.source != "unknown" for found in sets)
     assert {"Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"} <= {found.model for found in sets}
+
+
+def test_every_model_with_shipped_heads_recommends_one_set_and_with_it_a_mode():
+    recommended = {heads.model: heads for heads in shipped_head_sets() if heads.recommended}
+    assert sum(heads.recommended for heads in shipped_head_sets()) == len(recommended)
+    assert recommended.keys() == {heads.model for heads in shipped_head_sets()}
+    assert all(heads.default for heads in recommended.values())
+    for model, heads in recommended.items():
+        assert find_shipped(model, None) == heads
+        assert recommended_mode(model) == heads.mode == ("late" if model == EMBEDDED_MODEL else "listwise")
+    assert recommended_mode("some/model") == "listwise"
+
+
+@pytest.mark.parametrize(
+    ("choice", "mode"),
+    [(None, "late"), ("shallow", "late"), ("hotpotqa", "listwise"), ("all", "late"), ([(1, 2)], "late")],
+)
+def test_no_mode_means_the_mode_of_the_heads(choice, mode):
+    shape = ModelShape("llama", 30, 9)
+    assert choose_heads(choice, EMBEDDED_MODEL, shape, None).mode == mode
+    # A mode that is named is the one that heads are looked for under, whatever is recommended.
+    assert choose_heads(None, EMBEDDED_MODEL, shape, "listwise").mode == "listwise"
 
 
 def test_a_default_of_the_same_mode_comes_first():

@@ -23,7 +23,12 @@ by_name = pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in C
 @pytest.fixture(scope="module")
 def selected(embedded_all):
     return QRRetriever(
-        embedded_all.model, embedded_all.tokenizer, heads=SELECTED, model_name=embedded_all.model_name, cache_bytes=0
+        embedded_all.model,
+        embedded_all.tokenizer,
+        heads=SELECTED,
+        mode="listwise",
+        model_name=embedded_all.model_name,
+        cache_bytes=0,
     )
 
 

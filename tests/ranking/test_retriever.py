@@ -517,3 +517,20 @@ def test_the_embedded_model_finds_the_answer(embedded, mode):
     ]
     assert retriever.rank("When was the lighthouse built?", documents)[0].index == 2
     assert retriever.rank("Who bakes the bread?", documents)[0].index == 1
+
+
+def test_no_mode_is_the_mode_of_the_heads(tmp_path):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    retriever = QRRetriever(model, tokenizer, heads=[(1, 0)])
+    assert retriever.mode == "listwise"  # pairs on a model without a shipped set
+    path = tmp_path / "heads.json"
+    retriever.heads.model_copy(update={"mode": "late"}).save(path)
+    found_late = QRRetriever(model, tokenizer, heads=path)
+    assert (found_late.mode, found_late.rank("lamp", ["a lamp", "a boat"]).mode) == ("late", "late")
+    assert "mode='late'" in repr(found_late)
+    assert QRRetriever(model, tokenizer, heads=path, mode="independent").mode == "independent"
+
+
+def test_the_embedded_model_is_read_as_its_heads_rank_best(embedded):
+    assert (embedded.mode, embedded.heads.name, embedded.heads.recommended) == ("late", "default", True)
+    assert embedded.rank("lamp", ["a lamp"]).mode == "late"
