@@ -15,7 +15,7 @@ from rich.table import Table
 
 from qrhead_rag import __version__
 from qrhead_rag.cli_detect import detect
-from qrhead_rag.cli_errors import one_line_errors
+from qrhead_rag.cli_errors import one_line_errors, replace_unencodable
 from qrhead_rag.cli_evaluate import evaluate
 from qrhead_rag.cli_model import (
     DeviceOption,
@@ -60,6 +60,7 @@ JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.
 
 @app.callback(invoke_without_command=True)
 def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    replace_unencodable()
     if version:
         typer.echo(f"qrhead {__version__}")
         raise typer.Exit

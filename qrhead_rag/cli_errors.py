@@ -1,5 +1,9 @@
-"""What the `qrhead` command says when something is wrong: one line on stderr, and exit code 2 for bad input."""
+"""What the `qrhead` command says when something is wrong: one line on stderr, and exit code 2 for bad input. And the
+output itself, which no sign that the terminal lacks may stop.
+"""
 
+import io
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +11,16 @@ from typing import TextIO
 
 import typer
 from pydantic import ValidationError
+
+
+def replace_unencodable() -> None:
+    """Make the standard streams write ? for a sign that their encoding lacks, instead of an error.
+
+    A stream that is set to escape such signs (PYTHONIOENCODING=ascii:backslashreplace) is left so.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
