@@ -104,7 +104,7 @@ def _naming_the_cache(cache: Path, gguf: Path) -> Iterator[None]:
         if isinstance(error, OSError):
             if error.errno is None or error.filename == str(gguf):  # about the package's file, not the cache
                 raise
-            code, reason = error.errno, error.strerror
+            code, reason = error.errno, error.strerror or reason
         raise OSError(
             code,
             f"the embedded model cannot be converted into this cache ({reason}); set QRHEAD_CACHE to a folder that "
