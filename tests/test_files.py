@@ -539,7 +539,7 @@ def cache(tmp_path, monkeypatch):
             (building / name).write_bytes(name.encode() * 99)
 
     monkeypatch.setattr(embedded_model, "_convert", convert)
-    monkeypatch.setattr(embedded_model, "user_cache_path", lambda *_, **__: tmp_path / "cache")
+    monkeypatch.setenv("QRHEAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")
     (tmp_path / "cache").mkdir()
     return embedded_model.converted(Path("Small.gguf")), marks

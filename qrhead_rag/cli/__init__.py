@@ -10,6 +10,7 @@ import typer
 
 from qrhead_rag import __version__
 from qrhead_rag.cli import cluster, detect, evaluate, rank
+from qrhead_rag.cli.output import replace_unencodable
 
 app = typer.Typer(
     name="qrhead",
@@ -32,6 +33,7 @@ app.command()(rank.demo)
 
 @app.callback(invoke_without_command=True)
 def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    replace_unencodable()
     if version:
         typer.echo(f"qrhead {__version__}")
         raise typer.Exit

@@ -1,5 +1,7 @@
-"""What the `qrhead` command says on stderr: what is wrong, in one line and with exit code 2; how far a run is."""
+"""What the `qrhead` command writes: one-line errors with exit code 2, progress, and text that any stream can take."""
 
+import io
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
     from qrhead_rag.cluster.run import Progress as Done
 
 _SECONDS_BETWEEN_LINES = 10
+
+
+def replace_unencodable() -> None:
+    """Make the standard streams write ? for a character that their encoding lacks, instead of an error.
+
+    A stream that is set to escape such characters (PYTHONIOENCODING=ascii:backslashreplace) is left so.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager

