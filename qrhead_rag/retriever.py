@@ -78,7 +78,7 @@ class QRRetriever:
             mode: see the class.
             device: "cpu", "cuda", "cuda:1", "mps"; None takes an accelerator where there is one.
             dtype: None is float32 on CPU, the checkpoint's own elsewhere.
-            device_map: as in transformers ("auto" needs accelerate); instead of `device`. `tp_plan` is another of
+            device_map: as in transformers; instead of `device`. `tp_plan` is another of
                 transformers' own: "auto" cuts every layer over the processes of a torchrun.
             revision: branch, tag or commit on the hub.
             gguf_file: name of a GGUF file inside the folder or hub repository.
