@@ -35,7 +35,7 @@ OutArgument: TypeAlias = Annotated[
     Path, typer.Argument(metavar="OUT", help="Folder for the results; an interrupted run in it is gone on with.")
 ]
 DeviceMapOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="auto spreads a model over the GPUs of its actor (needs accelerate).")
+    str | None, typer.Option(help="auto spreads a model over the GPUs of its actor.")
 ]
 BatchOption: TypeAlias = Annotated[
     int | None,

@@ -79,7 +79,7 @@ class QRRetriever:
             mode: see the class.
             device: "cpu", "cuda", "cuda:1", "mps"; None takes an accelerator where there is one.
             dtype: None is float32 on CPU, the checkpoint's own elsewhere.
-            device_map: as in transformers ("auto" needs accelerate); instead of `device`.
+            device_map: as in transformers, "auto" for one; instead of `device`.
             revision: branch, tag or commit on the hub.
             gguf_file: name of a GGUF file inside the folder or hub repository.
             trust_remote_code: whether code that comes with the model may run.

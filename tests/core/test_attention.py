@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import accelerate
 import pytest
 import torch
 
@@ -162,7 +163,6 @@ def test_a_shared_model_generates_in_another_thread_what_it_generates_alone():
 
 
 def test_forward_replaced_by_accelerate_is_followed(tmp_path):
-    accelerate = pytest.importorskip("accelerate")
     plain = tiny_model()
     documents, parts = documents_and_parts()
     reader = HeadReader(plain, HEADS)
