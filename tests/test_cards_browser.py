@@ -13,7 +13,7 @@ from qrhead_rag.colours import AGAINST, FOR
 from qrhead_rag.explain import ExplainedPassage, Explanation, TokenContribution
 from tests.browser import BROWSER, draw
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no browser is installed")]
 
 every_page = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 every_width = pytest.mark.parametrize("width", [400, 1200])

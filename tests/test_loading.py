@@ -373,6 +373,7 @@ def test_without_the_package_the_hub_is_asked_and_then_the_error_names_the_comma
     assert asked == [EMBEDDED_MODEL]
 
 
+@pytest.mark.embedded
 def test_the_embedded_model_with_its_shipped_heads():
     """The real one, cut to the 19 layers that its heads need."""
     with warnings.catch_warnings():

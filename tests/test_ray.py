@@ -20,7 +20,7 @@ from qrhead_rag.ray_pool import Pool, _Worker, run, said
 from qrhead_rag.ray_rank import rank_dataset
 from tests.tiny import tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")]
 
 HEADS = [(1, 0), (2, 1)]
 WORDS = ("the", "keeper", "counts", "ships", "lamp", "oil", "fog", "door", "harbour", "boat", "rope", "bell", "storm")
