@@ -1,4 +1,4 @@
-"""Tests that take half a second of a processor or more, over all their parameters: `make quick` leaves them out."""
+"""Tests that cost half a second of a processor or more, in all, for few cases: `make quick` leaves them out."""
 
 SLOW = {
     "test_a_blank_document_comes_last_with_the_lowest_score",
@@ -16,7 +16,6 @@ SLOW = {
     "test_a_model_that_generates_meanwhile_generates_what_it_would_alone",
     "test_a_model_that_no_component_holds_is_given_up",
     "test_a_notebook_shows_a_figure_and_pyplot_stays_out",
-    "test_a_perfect_window_brings_the_best_to_the_front",
     "test_a_shared_model_and_tokenizer_are_left_exactly_as_found",
     "test_a_shared_model_generates_in_another_thread_what_it_generates_alone",
     "test_a_stop_at_any_layer_leaves_everything_usable",
@@ -25,7 +24,6 @@ SLOW = {
     "test_a_turn_costs_its_own_tokens",
     "test_a_warm_retriever_answers_like_a_cold_one",
     "test_a_wheel_made_from_the_sdist_is_the_same",
-    "test_a_whole_file_with_wrong_things_in_it_is_refused",
     "test_a_windowed_run_out_of_memory_goes_on_in_smaller_windows_and_says_so_once",
     "test_an_agent_with_tools_runs_sixty_turns_on_a_trimmed_memory",
     "test_an_interruption_anywhere_in_a_change_leaves_the_list_one_or_the_other",
@@ -34,7 +32,6 @@ SLOW = {
     "test_any_value_anywhere_in_a_record_is_read_or_reported",
     "test_big_text",
     "test_damaged_recordings_are_made_again",
-    "test_data_that_is_a_bomb",
     "test_detect_on_two_data_sets_of_parts",
     "test_detect_reports_the_overlap_with_copying_heads",
     "test_detect_writes_heads_and_report_and_resumes",
@@ -42,7 +39,6 @@ SLOW = {
     "test_eight_processes_record_into_one_folder",
     "test_eight_processes_write_one_head_set_and_every_reader_sees_a_whole_one",
     "test_eight_processes_write_one_list_and_every_reader_sees_a_whole_one",
-    "test_every_conversation_keeps_its_promises",
     "test_every_criterion_finds_the_hand_made_head_in_every_mode",
     "test_every_file_imports_and_a_list_is_ranked_where_the_core_is_alone",
     "test_every_file_is_read_without_a_warning",
@@ -55,7 +51,6 @@ SLOW = {
     "test_many_threads_rank_as_one",
     "test_many_threads_rank_their_own_conversations",
     "test_more_queries_than_one_pass_takes",
-    "test_no_added_token_comes_from_a_callers_text",
     "test_no_file_imports_numpy",
     "test_no_text_changes_how_another_document_is_read",
     "test_nothing_is_kept_of_a_retriever_that_is_gone",
