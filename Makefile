@@ -1,17 +1,21 @@
 # Two commands do everything on a fresh machine, each with its own set-up of .venv:
 #   make demo   rank a real handbook for its questions, beside BM25
-#   make test   lint, type check, tests, with the newest and with the oldest supported versions
+#   make test   lint, type check, tests, with the newest and with the oldest supported versions, and every install path
+# While working, `make quick` runs the tests that take no model, no Ray, no browser and no half a second each.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
 
-.PHONY: demo test lint types unit versions soak audit browser docs clean
+.PHONY: demo test quick lint types unit walks docs versions coverage soak audit browser clean
 
 demo: .venv/.demo-ready
 	$(BIN)/qrhead demo
 
-test: lint types unit versions
+test: lint types docs unit walks versions
+
+quick: .venv/.test-ready
+	$(BIN)/pytest -q -p no:langsmith_plugin -m 'not (soak or walk or embedded or slow or notebook or ray or browser)'
 
 lint: .venv/.test-ready
 	$(BIN)/ruff check
@@ -23,6 +27,14 @@ types: .venv/.test-ready
 
 unit: .venv/.test-ready browser
 	$(BIN)/pytest
+
+# Each install path of the READMEs in a new environment, from wheels.
+walks: .venv/.test-ready
+	$(BIN)/pytest -m walk tests/walks
+
+# Apart from `make unit`, which it would slow by 40%.
+coverage: .venv/.test-ready browser
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
 # The oldest supported versions lie in a folder that is searched before the newest ones; there is one torch for both.
 versions: .venv/.oldest-ready
@@ -77,4 +89,4 @@ browser:
 	fi
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

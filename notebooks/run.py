@@ -18,7 +18,8 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
 KEY_RESULT = "key-result"
-CELL_TIMEOUT = 600  # seconds; a slow machine is no failure
+# Seconds, where the defaults would make a slow machine a failure. A cell may take as long as it likes.
+START_TIMEOUT, OUTPUT_TIMEOUT = 1800, 300
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm misses ipywidgets, which nothing here needs
@@ -52,7 +53,9 @@ def execute(file: Path) -> Any:
         client = NotebookClient(
             notebook,
             km=kernel,
-            timeout=CELL_TIMEOUT,
+            timeout=None,
+            startup_timeout=START_TIMEOUT,
+            iopub_timeout=OUTPUT_TIMEOUT,
             record_timing=False,
             coalesce_streams=True,
             resources={"metadata": {"path": str(work)}},

@@ -7,18 +7,33 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from qrhead_rag import QRRetriever
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
+from tests.slow import SLOW
 
 _THREADS = torch.get_num_threads()
+
+# No test may fail because a machine is slow.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make quick` leaves out: tests that take the embedded model from a fixture, and slow ones."""
+    for item in items:
+        if getattr(item, "originalname", "") in SLOW:
+            item.add_marker("slow")
+        if any(name.startswith("embedded") for name in getattr(item, "fixturenames", ())):
+            item.add_marker("embedded")
 
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
     """Tiny models run on one thread: waiting for a second one takes a hundred times longer than their arithmetic."""
-    real = any(name.startswith("embedded") for name in request.fixturenames)
-    torch.set_num_threads(_THREADS if real else 1)
+    torch.set_num_threads(_THREADS if request.node.get_closest_marker("embedded") else 1)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ DOCUMENTS = [
 SET = HeadSet(model="some/model", architecture="llama", num_layers=4, num_heads=4, heads=HEADS, task="nq")
 PROCESSES = 8
 
-fast = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fast = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 def late(**options):

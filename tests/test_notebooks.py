@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from notebooks.run import FOLDER, execute, key_result, notebook_files
@@ -82,6 +83,7 @@ def test_a_notebook_is_short_and_committed_as_run(file):
     check_outputs(notebook)
 
 
+@pytest.mark.notebook
 @each_notebook
 def test_a_fresh_run_gives_the_committed_key_result(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -102,6 +104,7 @@ def small_notebook(*sources):
     return notebook
 
 
+@pytest.mark.notebook
 def test_a_run_uses_this_interpreter_offline_in_a_folder_of_its_own(tmp_path):
     file = tmp_path / "small.ipynb"
     source = "import json, os, sys\nprint(json.dumps([sys.executable, os.environ['HF_HUB_OFFLINE'], os.getcwd()]))"
@@ -111,11 +114,22 @@ def test_a_run_uses_this_interpreter_offline_in_a_folder_of_its_own(tmp_path):
     assert Path(folder) not in (tmp_path, Path.cwd())
 
 
+@pytest.mark.notebook
 def test_a_failing_cell_fails_the_run(tmp_path):
     file = tmp_path / "small.ipynb"
     nbformat.write(small_notebook("1 / 0", "print(1)"), file)
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
         execute(file)
+
+
+def test_a_cell_may_take_as_long_as_it_likes(tmp_path, monkeypatch):
+    file = tmp_path / "small.ipynb"
+    nbformat.write(small_notebook("print(1)"), file)
+    made = []
+    monkeypatch.setattr(NotebookClient, "execute", lambda self, **_: made.append(self))
+    execute(file)
+    assert made[0].timeout is None
+    assert min(made[0].startup_timeout, made[0].iopub_timeout) >= 300
 
 
 def test_a_changed_key_result_is_seen():

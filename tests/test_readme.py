@@ -32,6 +32,7 @@ def rows(title):
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
+@pytest.mark.embedded
 def test_the_examples_print_what_the_readme_shows():
     pairs = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
     assert len(pairs) == README.count("```python") == 4

@@ -91,6 +91,7 @@ def first_use(tmp_path_factory):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.embedded
 def test_the_embedded_model_works_in_every_mode_and_framework_without_network(first_use):
     best = dict(first_use["best"])
     for shown in (best.pop("messages"), best.pop("memory")):
@@ -99,10 +100,12 @@ def test_the_embedded_model_works_in_every_mode_and_framework_without_network(fi
     assert set(map(str, best.values())) == {"1"}
 
 
+@pytest.mark.embedded
 def test_the_embedded_model_asks_for_no_network_from_its_first_use_on(first_use):
     assert first_use["tried"] == []
 
 
+@pytest.mark.embedded
 def test_nothing_deprecated_is_called(first_use):
     assert first_use["deprecated"] == []
 

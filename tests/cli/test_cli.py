@@ -383,6 +383,7 @@ def test_version_and_help():
         assert option in invoke("rank", "--help").stdout
 
 
+@pytest.mark.embedded
 def test_the_installed_command_ranks_with_the_embedded_model(tmp_path):
     texts = tmp_path / "station.txt"
     texts.write_text("The mast was painted in May.\nThe ferry leaves at eight.\nBears come to the bins.\n")

@@ -19,7 +19,7 @@ from qrhead_rag.cluster.rank import RankedList, RankLists, rank_dataset
 from qrhead_rag.ranking.encoded import EncodedPassages
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")]
 
 HEADS = [(1, 0), (2, 1)]
 WORDS = ("the", "keeper", "counts", "ships", "lamp", "oil", "fog", "door", "harbour", "boat", "rope", "bell", "storm")

@@ -176,6 +176,7 @@ def test_generation_is_greedy_and_stops_at_the_end_token():
     assert Writer(model, tokenizer, max_new_tokens=5).generate([5, 6, 7]) == free[: free.index(free[2])]
 
 
+@pytest.mark.embedded
 def test_a_whole_small_run_on_the_embedded_model(tmp_path):
     """LongMemEval's format, one question, the real small model."""
     record = {

@@ -41,6 +41,7 @@ def test_the_cases_are_what_they_claim():
         assert case["question"] not in (question, answer)
 
 
+@pytest.mark.embedded
 def test_trimming_by_relevance_keeps_what_trimming_to_the_last_turns_loses(scorer):
     kept_by_relevance, kept_by_recency, lost = 0, 0, []
     for case in CASES:
@@ -60,6 +61,7 @@ def test_trimming_by_relevance_keeps_what_trimming_to_the_last_turns_loses(score
     assert kept_by_relevance >= KEPT_OF_TEN, f"lost in {lost}"
 
 
+@pytest.mark.embedded
 async def test_a_memory_keeps_it_too(scorer):
     kept_of = {}
 

@@ -75,6 +75,7 @@ def test_versions_and_requirements_go_with_the_core(name):
 
 
 @pytest.mark.parametrize("name", CONTENT)
+@pytest.mark.embedded
 def test_the_readme_shows_what_its_code_prints(name, capsys):
     readme = (INTEGRATIONS / name / "README.md").read_text("utf-8")
     shown = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", readme, re.DOTALL)

@@ -387,6 +387,7 @@ def test_another_missing_file_is_not_taken_for_the_hub(monkeypatch, folder):
         QRRetriever.from_pretrained(heads="nowhere.json")
 
 
+@pytest.mark.embedded
 def test_the_embedded_model_with_its_shipped_heads():
     """The real one, in its recommended mode, cut to the 19 layers that its heads need."""
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ from qrhead_rag.ranking.result import ExplainedPassage, Explanation, TokenContri
 from qrhead_rag.show.ink import AGAINST, FOR
 from tests.helpers.browser import BROWSER, draw
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no browser is installed")]
 
 every_page = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 every_width = pytest.mark.parametrize("width", [400, 1200])
