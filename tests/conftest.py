@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, settings
 
 from qrhead_rag import QRRetriever
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
-from tests.slow import SLOW
 
 _THREADS = torch.get_num_threads()
 
@@ -22,10 +21,8 @@ settings.load_profile("any speed")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make quick` leaves out: tests that take the embedded model from a fixture, and slow ones."""
+    """Mark the tests that take the embedded model from a fixture: `make quick` leaves them out."""
     for item in items:
-        if getattr(item, "originalname", "") in SLOW:
-            item.add_marker("slow")
         if any(name.startswith("embedded") for name in getattr(item, "fixturenames", ())):
             item.add_marker("embedded")
 

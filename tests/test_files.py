@@ -240,6 +240,7 @@ def in_processes(work, check, until=PROCESSES):
     check()
 
 
+@pytest.mark.slow
 def test_eight_processes_write_one_head_set_and_every_reader_sees_a_whole_one(tmp_path):
     path = tmp_path / "heads.json"
     sets = [SET.model_copy(update={"name": str(number), "note": "x" * 5_000 * number}) for number in range(PROCESSES)]
@@ -423,6 +424,7 @@ def test_lists_behind_links_and_in_folders(stored, retriever, scores, tmp_path):
             EncodedPassages.load(path, retriever)
 
 
+@pytest.mark.slow
 def test_eight_processes_write_one_list_and_every_reader_sees_a_whole_one(retriever, tmp_path):
     path = tmp_path / "list.safetensors"
     identity = retriever.encoder.file_identity()
@@ -489,6 +491,7 @@ RECORDS = {
 
 
 @pytest.mark.parametrize("damage", RECORDS.values(), ids=RECORDS.keys())
+@pytest.mark.slow
 def test_damaged_recordings_are_made_again(every_head, tmp_path, damage):
     whole = recorded(every_head, tmp_path)
     for file, scores in zip(sorted(tmp_path.iterdir()), whole, strict=True):
@@ -511,6 +514,7 @@ def test_a_recording_that_is_in_the_way_or_out_of_reach(every_head, tmp_path):
         record(every_head, EXAMPLES, tmp_path)
 
 
+@pytest.mark.slow
 def test_eight_processes_record_into_one_folder(every_head, tmp_path):
     whole = recorded(every_head, tmp_path / "alone")
 
@@ -612,6 +616,7 @@ def test_a_cache_out_of_reach_is_an_error_with_its_name(cache, powerless):
         embedded_model.converted(Path("Other.gguf"))
 
 
+@pytest.mark.slow
 def test_eight_processes_mend_one_cache_once(cache):
     folder, marks = cache
     (folder / "config.json").unlink()
@@ -763,6 +768,7 @@ def with_value(value, place, new):
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.slow
 def test_any_value_anywhere_in_a_record_is_read_or_reported(tmp_path, name):
     """Whatever stands in a record, the reader gives an example or says which line is wrong."""
     places = [place for place in places_in(RECORD[name]) if place]

@@ -44,6 +44,7 @@ def sources(folder):
         yield file, ast.parse(file.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_every_file_imports_and_a_list_is_ranked_where_the_core_is_alone(alone):
     code = f"""
 import importlib, pkgutil
@@ -107,6 +108,7 @@ def test_what_transformers_needs_but_does_not_require_is_declared():
         assert name not in wanted or bound.version in wanted[name].specifier, name
 
 
+@pytest.mark.slow
 def test_the_command_runs_where_the_core_is_alone(alone):
     result = run_alone(alone, "sys.argv = ['qrhead', 'heads']; from qrhead_rag.cli import app; app()")
     assert result.returncode == 0, result.stderr
@@ -125,6 +127,7 @@ def test_the_command_runs_where_the_core_is_alone(alone):
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_missing_extra_is_named_with_its_command(alone, use, missing, extra):
     result = run_alone(alone, use)
     assert result.returncode == 1
@@ -132,6 +135,7 @@ def test_a_missing_extra_is_named_with_its_command(alone, use, missing, extra):
 
 
 @pytest.mark.parametrize(("project", "package"), PACKAGES, ids=[package for _, package in PACKAGES])
+@pytest.mark.slow
 def test_what_is_imported_is_declared(project, package):
     """By the project itself, not only by what it requires. The core's extras come through `require_extra` alone; an
     integration may import those of its own."""
@@ -156,6 +160,7 @@ def imported(tree):
             yield node.module
 
 
+@pytest.mark.slow
 def test_what_is_required_of_an_extra_comes_with_it():
     """It is declared there, or required by what is."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
@@ -184,6 +189,7 @@ def imports_of_numpy(tree):
             yield node.lineno
 
 
+@pytest.mark.slow
 def test_no_file_imports_numpy():
     """numpy comes with transformers; the core's arithmetic is torch's."""
     found = [f"{file.name}:{line}" for file, tree in sources(ROOT / "qrhead_rag") for line in imports_of_numpy(tree)]

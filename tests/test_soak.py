@@ -172,6 +172,7 @@ def _windows_are_expected():
         yield
 
 
+@pytest.mark.slow
 def test_some_mixed_use(tmp_path):
     assert run(tiny_uses(make_lists(6, most=8), tmp_path), lambda done: done < 8) == 8 * THREADS
 

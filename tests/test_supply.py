@@ -119,6 +119,7 @@ def test_nothing_deprecated_is_called(first_use):
         "transformers.utils.logging.get_logger('transformers.x').warning_once('`x` is deprecated')",
     ],
 )
+@pytest.mark.slow
 def test_a_deprecation_is_heard(use):
     assert run(f"{LISTEN}\n{use}\nprint(len(DEPRECATED))").stdout == "1\n"
 
@@ -133,6 +134,7 @@ def test_a_deprecation_is_heard(use):
         "from huggingface_hub import model_info; model_info('a/b')",
     ],
 )
+@pytest.mark.slow
 def test_the_network_is_forbidden_indeed(use):
     result = run(f"{FORBID}\ntry:\n    {use}\nexcept Exception as error:\n    print(len(TRIED), error)")
     assert result.returncode == 0, result.stderr

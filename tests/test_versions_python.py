@@ -43,6 +43,7 @@ def run(version, code):
 
 
 @pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.slow
 def test_every_file_is_read_without_a_warning(version):
     result = run(version, READ)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -53,6 +54,7 @@ def test_every_file_is_read_without_a_warning(version):
 
 
 @pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.slow
 def test_what_is_gone_or_warned_of_is_seen(version):
     code = """
 import warnings

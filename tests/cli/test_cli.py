@@ -343,6 +343,7 @@ def test_the_demo_asks_ones_own_question(folder):
     assert f"1  {best.title}" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_runs_whole(folder, handbook):
     result = invoke("demo", "--mode", "late", "--model", folder, "--heads", "1-0", "--device", "cpu")
     assert result.exit_code == 0, result.stderr

@@ -48,6 +48,7 @@ def words(output):
     return " ".join(output.split())
 
 
+@pytest.mark.slow
 def test_detect_writes_heads_and_report_and_resumes(data, tmp_path, monkeypatch):
     command = ["detect", str(data), "--out", str(tmp_path / "heads.json"), "--report", str(tmp_path / "report")]
     command += ["--scores", str(tmp_path / "scores"), "--name", "marks", "--num-heads", "1"]
@@ -89,6 +90,7 @@ def test_detect_says_that_it_can_be_taken_up_again(data, tmp_path, monkeypatch):
     assert len(done) == 4 + 7  # of ten examples three were there
 
 
+@pytest.mark.slow
 def test_detect_on_two_data_sets_of_parts(data, tmp_path, tiny_load):
     other = tmp_path / "others.jsonl"
     other.write_text(data.read_text())
@@ -162,6 +164,7 @@ def test_evaluate_compares_methods(data, tmp_path, tiny_load):
     assert len(tiny_load) == 1  # one model in memory serves every head set and mode
 
 
+@pytest.mark.slow
 def test_detect_reports_the_overlap_with_copying_heads(data, tmp_path, tiny_load, monkeypatch):
     monkeypatch.setattr(qrhead_rag.detect.copying, "written_needles", lambda: [NEEDLE])
     monkeypatch.setattr(qrhead_rag.detect.copying, "written_haystack", lambda: "stone and river. cloud or bread. " * 20)

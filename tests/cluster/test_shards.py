@@ -32,6 +32,7 @@ def test_shards_hold_every_line_once_with_its_number(tmp_path, shard_bytes):
 
 @pytest.mark.parametrize("row_group", [1, 16, 1000])
 @pytest.mark.parametrize("shard_bytes", [1, 200, 10**6])
+@pytest.mark.slow
 def test_shards_hold_every_row_once_with_its_number(tmp_path, row_group, shard_bytes):
     records = [
         {"id": n, "query": "q" * (n % 7), "documents": [{"text": "t" * n, "title": None}] * (n % 3)} for n in range(40)

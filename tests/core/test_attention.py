@@ -31,6 +31,7 @@ def documents_and_parts(seed=1):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chunk", [2048, 17], ids=["whole", "chunked"])
+@pytest.mark.slow
 def test_read_equals_eager_output_attentions(family, chunk):
     model = tiny_model(family)
     documents, parts = documents_and_parts()
@@ -141,6 +142,7 @@ def raise_keyboard_interrupt(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_shared_model_generates_in_another_thread_what_it_generates_alone():
     model = tiny_model()
     documents, parts = documents_and_parts()

@@ -208,6 +208,7 @@ def test_any_text_has_its_span_and_offsets(kind, text):
 
 
 @pytest.mark.parametrize("number", [1, 2, 9, 10, 100, 200])
+@pytest.mark.slow
 def test_one_to_two_hundred_documents(number):
     tokenizer = tiny_tokenizer()
     contents = [f"text {place}" for place in range(number)]

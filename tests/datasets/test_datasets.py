@@ -527,6 +527,7 @@ def test_parts_have_no_example_in_common_and_samples_keep_the_order():
         ("clipper", {}, 122),
     ],
 )
+@pytest.mark.slow
 def test_the_data_beside_the_project_is_read_whole(name, options, count):
     examples = load_examples(MEASURING / name, **options)
     assert len(examples) == count

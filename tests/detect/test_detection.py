@@ -110,6 +110,7 @@ def recording(retriever, tmp_path_factory):
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
+@pytest.mark.slow
 def test_every_criterion_finds_the_hand_made_head_in_every_mode(criterion, mode, tmp_path):
     model, tokenizer = hand_made()
     retriever = QRRetriever(model, tokenizer, heads="all", mode=mode, model_name="hand-made")
@@ -366,6 +367,7 @@ def test_copying_overlap_is_reported(recording):
     assert other.overlap["copying"] == 0.0
 
 
+@pytest.mark.slow
 def test_pictures_show_the_numbers_of_the_report(recording, tmp_path):
     detection = detect({"marks": recording}, "hand-made", SHAPE, "listwise")
     figure = head_map(detection, "mass")

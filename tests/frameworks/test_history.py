@@ -53,6 +53,7 @@ def held_texts(retriever):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.slow
 def test_a_turn_costs_its_own_tokens(mode):
     watched = Watched(mode)
     watched.run("which ships?", TURNS[:4])
@@ -63,6 +64,7 @@ def test_a_turn_costs_its_own_tokens(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.slow
 def test_a_grown_edited_and_shortened_conversation_ranks_as_a_new_one(mode):
     watched = Watched(mode)
     edited = [*TURNS[:3], "The keeper was ill and counted nothing.", *TURNS[4:9]]
@@ -105,6 +107,7 @@ def test_conversations_that_begin_alike_do_not_take_each_others_lists():
     assert watched.run("and what else?", theirs) == 0
 
 
+@pytest.mark.slow
 def test_a_conversation_finds_its_own_list_beside_longer_and_many_others():
     watched = Watched()
     watched.run("what?", TURNS)
@@ -172,6 +175,7 @@ def test_the_same_question_about_the_same_history_is_ranked_once(monkeypatch):
     assert len(passes) == 3
 
 
+@pytest.mark.slow
 def test_many_threads_rank_their_own_conversations():
     watched, found = Watched(), {}
     lists = [[f"{name} says {text}" for text in TURNS[:5]] for name in "abcdefgh"]
@@ -189,6 +193,7 @@ def test_many_threads_rank_their_own_conversations():
         assert ranking == anew("late", "who counts?", lists[number][:end])
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_a_retriever_that_is_gone():
     retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0), (2, 1)], mode="late")
     rank_history(retriever, "what?", TURNS)

@@ -87,6 +87,7 @@ def test_further_options_are_passed_on_and_recorded(folder):
     assert rebuilt.score("who counts?", long) == pytest.approx(scorer.score("who counts?", long), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_that_no_component_holds_is_given_up(folder):
     before = len(qrhead_rag.frameworks.scorer._loaded)
     component = options(folder, instruction="Soon gone.")

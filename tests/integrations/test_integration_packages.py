@@ -41,6 +41,7 @@ def test_the_wheel_of_the_core_holds_code_data_types_licence_and_command(tmp_pat
 
 
 @pytest.mark.parametrize("project", [ROOT, *(INTEGRATIONS / name for name in CONTENT)], ids=lambda path: path.name)
+@pytest.mark.slow
 def test_a_wheel_made_from_the_sdist_is_the_same(project, tmp_path):
     names = {}
     for source in ("checkout", "sdist"):

@@ -109,6 +109,7 @@ async def test_the_model_sees_what_matters_and_the_state_stays_whole(scorer, is_
 
 
 @pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.slow
 async def test_sixty_turns_with_tools(scorer, is_async):
     model = Scripted()
     agent = create_agent(

@@ -214,6 +214,7 @@ def test_data_and_pickle_round_trips(embedded):
     assert scores(restored.compress_documents(documents_of(), QUERY)) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_reranking_needs_no_langchain():
     """The middleware alone needs the package langchain, and says how to get it."""
     code = (

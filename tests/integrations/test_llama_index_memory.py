@@ -119,6 +119,7 @@ def test_system_messages_stay(scorer):
 
 
 @pytest.mark.parametrize("as_blocks", [True, False], ids=["ToolCallBlock", "additional_kwargs"])
+@pytest.mark.slow
 def test_turns_with_tools_stay_whole(scorer, as_blocks):
     if as_blocks:
         call = ChatMessage(role="assistant", blocks=[ToolCallBlock(tool_call_id="c", tool_name="look", tool_kwargs={})])
@@ -210,6 +211,7 @@ def test_a_chat_engine_keeps_its_whole_history_and_shows_the_part_that_matters(s
 @pytest.mark.skipif(
     not hasattr(mock, "MockFunctionCallingLLM"), reason="this llama-index-core has no model to call tools"
 )
+@pytest.mark.slow
 async def test_an_agent_with_tools_runs_sixty_turns_on_a_trimmed_memory(scorer):
     shown = []
 

@@ -89,6 +89,7 @@ def test_all_heads_load_all_layers(folder):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_layer_kinds_are_cut_with_the_layers(family, tmp_path):
     tiny_model(family).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
@@ -122,6 +123,7 @@ def test_weights_of_another_size_are_refused(folder, tmp_path):
         QRRetriever.from_pretrained(broken, heads=HEADS, device="cpu")
 
 
+@pytest.mark.slow
 def test_loading_says_nothing(folder):
     """Neither bars nor reports about the layers left out on purpose, nor warnings; logging stays as the caller set it."""
     code = (
@@ -281,6 +283,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.slow
 def test_a_damaged_cache_is_rebuilt(package, tmp_path, damage):
     wanted = load_embedded().score(QUERY, DOCUMENTS)
     damage(cache_folder(tmp_path))

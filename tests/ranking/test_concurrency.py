@@ -73,6 +73,7 @@ def assert_equal_scores(found, expected):
         assert scores == pytest.approx(serial, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_threads_give_the_scores_of_the_serial_run(shared):
     expected = serial_scores(shared, THREADS)
     barrier = threading.Barrier(THREADS)
@@ -91,6 +92,7 @@ def test_threads_give_the_scores_of_the_serial_run(shared):
         assert_equal_scores(list(pool.map(work, range(THREADS))), expected)
 
 
+@pytest.mark.slow
 async def test_tasks_give_the_scores_of_the_serial_run(shared):
     expected = serial_scores(shared, TASKS)
 
@@ -157,6 +159,7 @@ async def test_the_event_loop_goes_on_while_a_list_is_scored(scoring, work):
     assert threading.get_ident() not in threads
 
 
+@pytest.mark.slow
 def test_a_model_that_generates_meanwhile_generates_what_it_would_alone():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     prompt = tokenizer("The keeper of the lighthouse", return_tensors="pt")
@@ -187,6 +190,7 @@ def test_a_model_that_generates_meanwhile_generates_what_it_would_alone():
             assert_equal_scores(retriever_scores, serial)
 
 
+@pytest.mark.slow
 def test_threads_trim_their_own_conversations():
     def conversation(number):
         asked = [(HumanMessage(f"ask {number} {k} of the ship"), AIMessage(f"tell {number} {k}")) for k in range(8)]

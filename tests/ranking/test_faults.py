@@ -149,6 +149,7 @@ def module_of(model, layer):
 
 @every_mode
 @pytest.mark.parametrize(("stop", "error"), STOPS.values(), ids=STOPS.keys())
+@pytest.mark.slow
 def test_a_stop_at_any_layer_leaves_everything_usable(model, fresh, mode, stop, error):
     for number, layer in enumerate(LAYERS):
         retriever, before = make(model, mode), str(snapshot(model))
@@ -164,6 +165,7 @@ def test_a_stop_at_any_layer_leaves_everything_usable(model, fresh, mode, stop, 
 
 
 @every_mode
+@pytest.mark.slow
 def test_a_list_that_was_stopped_answers_as_a_fresh_one(model, mode):
     """Encoded lists live on after a stop in each of their passes."""
     wanted = make(model, mode).encode(DOCUMENTS + MORE).score(QUERY)
@@ -208,6 +210,7 @@ def interrupted(at):
 
 
 @every_mode
+@pytest.mark.slow
 def test_an_interruption_anywhere_leaves_everything_usable(model, fresh, mode):
     rng = random.Random(0)
     for action in ACTIONS.values():
@@ -230,6 +233,7 @@ def test_an_interruption_anywhere_leaves_everything_usable(model, fresh, mode):
 
 
 @every_mode
+@pytest.mark.slow
 def test_an_interruption_anywhere_in_a_change_leaves_the_list_one_or_the_other(model, mode):
     retriever = make(model, mode)
     wanted = {len(texts): retriever.score(QUERY, texts) for texts in (DOCUMENTS, DOCUMENTS + MORE)}
@@ -251,6 +255,7 @@ def test_an_interruption_anywhere_in_a_change_leaves_the_list_one_or_the_other(m
 
 
 @every_mode
+@pytest.mark.slow
 def test_a_token_counter_that_fails(model, fresh, mode):
     retriever = make(model, mode)
 
@@ -386,6 +391,7 @@ MEMORY_ERRORS = {
 
 @pytest.mark.parametrize("stride", [None, 7])
 @pytest.mark.parametrize("error", MEMORY_ERRORS.values(), ids=MEMORY_ERRORS.keys())
+@pytest.mark.slow
 def test_a_windowed_run_out_of_memory_goes_on_in_smaller_windows_and_says_so_once(model, narrow, error, stride):
     options, tokens = narrow[0] | {"stride": stride}, narrow[1]
     small = make(model, **options | {"window": 5, "stride": None if stride is None else 5})

@@ -66,6 +66,7 @@ def test_a_warm_list_runs_only_the_query_part(monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("split", [0, 1, 3, 5])
+@pytest.mark.slow
 def test_extend_in_any_split_equals_encoding_whole(mode, split):
     grown = retriever(mode, cache_bytes=0).encode(DOCUMENTS[:split])
     if split:
@@ -148,6 +149,7 @@ def test_what_is_not_in_the_list_does_not_matter(mode):
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gpt_oss",)])
+@pytest.mark.slow
 def test_independent_equals_one_pass_under_one_mask(family):
     """The same attention pattern written as one 4-D mask over one sequence, in the model's own eager attention."""
     asked = retriever(
@@ -262,6 +264,7 @@ def test_many_queries_in_one_pass_equal_one_by_one(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.slow
 def test_more_queries_than_one_pass_takes(mode, monkeypatch):
     """Attention of the rows to each other grows with the square of their number."""
     queries = [f"who counts ship {number}?" for number in range(7)]
@@ -325,6 +328,7 @@ def test_long_documents_are_read_in_pieces_to_their_end():
 
 
 @pytest.mark.parametrize("mode", SEPARATE)
+@pytest.mark.slow
 def test_a_list_longer_than_the_context(mode):
     asked = retriever(mode, changes={"max_position_embeddings": 256})
     documents = [f"Passage {number} speaks of ship {number}." for number in range(200)]
@@ -434,6 +438,7 @@ def test_nbytes_is_what_the_tensors_take(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("places", [[0, 1], [-1, -1, -1]])
+@pytest.mark.slow
 def test_what_is_removed_leaves_memory(mode, places):
     encoded = retriever(mode).encode(DOCUMENTS)
     encoded.score(QUERY)
@@ -493,6 +498,7 @@ def test_a_callers_token_counter_may_use_the_model_in_another_thread():
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.slow
 def test_a_list_is_read_by_some_threads_while_others_change_it(mode):
     encoded = retriever(mode).encode(DOCUMENTS)
     done, failed = threading.Event(), []
@@ -594,6 +600,7 @@ def test_the_opening_before_every_passage_counts_in_a_batch(mode, monkeypatch):
     assert all(count * (opening + length) <= 300 for count, length in rows[1:])
 
 
+@pytest.mark.slow
 def test_eviction_never_changes_a_result():
     lists = [[f"ship {number} of {other}" for other in range(6)] for number in range(8)]
     for mode in MODES:
@@ -621,6 +628,7 @@ def test_the_cache_forgets_the_oldest_and_never_passes_its_bound():
     assert (cache.get("d"), len(cache), cache.nbytes) == (None, 2, 60)
 
 
+@pytest.mark.slow
 def test_queries_leave_no_tensors_behind():
     def tensors():
         gc.collect()

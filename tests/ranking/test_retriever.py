@@ -86,6 +86,7 @@ def test_all_heads_are_every_head_in_order(model, mode):
 
 
 @every_mode
+@pytest.mark.slow
 def test_a_warm_retriever_answers_like_a_cold_one(model, mode):
     warm, cold = make(model, mode), make(model, mode, cache_bytes=0)
     for query in (QUERY, "What is baked?", QUERY, "ships " * 9):
@@ -148,6 +149,7 @@ def test_one_document(model, mode):
 
 @every_mode
 @pytest.mark.parametrize("blank", ["", " ", "\n\t ", Passage(text=" ", id="b"), {"text": "", "metadata": {"k": 1}}])
+@pytest.mark.slow
 def test_a_blank_document_comes_last_with_the_lowest_score(model, mode, blank):
     retriever = make(model, mode)
     given = [blank, *DOCUMENTS, blank]
@@ -337,6 +339,7 @@ def test_nothing_of_the_callers_is_changed(model, mode):
         lambda given: numpy.array(given, dtype=object),
     ],
 )
+@pytest.mark.slow
 def test_lists_of_every_kind(model, mode, kind):
     texts = [document for document in DOCUMENTS if isinstance(document, str)]
     assert make(model, mode).score(QUERY, kind(texts)) == make(model, mode).score(QUERY, texts)
@@ -364,6 +367,7 @@ def test_odd_texts(model, mode):
 
 @every_mode
 @pytest.mark.parametrize("number", [1, 2, 10, 200])
+@pytest.mark.slow
 def test_one_to_two_hundred_documents(model, mode, number):
     rng = random.Random(number)
     texts = [" ".join(rng.choices(["ships", "keeper", "counts", "bread"], k=4)) for _ in range(number)]
@@ -423,6 +427,7 @@ def test_rank_batch(model, mode):
 
 @every_mode
 @pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.slow
 def test_a_shared_model_and_tokenizer_are_left_exactly_as_found(mode, fails):
     model, tokenizer = tiny_model().train(), tiny_tokenizer()
     ids = torch.arange(5, 30)[None]
@@ -484,6 +489,7 @@ def test_a_failure_in_the_query_pass_leaves_the_list_usable(mode):
 
 
 @every_mode
+@pytest.mark.slow
 def test_many_threads_rank_as_one(model, mode):
     retriever = make(model, mode)
     other = make(model, mode, heads=[(0, 1)])

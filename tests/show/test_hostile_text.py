@@ -120,6 +120,7 @@ def of_documents(prompt):
 @every_tokenizer
 @fast
 @given(contents=lists, query=queries)
+@pytest.mark.slow
 def test_spans_partition_the_documents_and_control_tokens_are_the_templates(kind, contents, query):
     prompts, template = PROMPTS[kind]
     prompt = prompts.prompt(template, contents, query)
@@ -142,6 +143,7 @@ def test_spans_partition_the_documents_and_control_tokens_are_the_templates(kind
 @every_tokenizer
 @fast
 @given(contents=lists, query=queries, place=st.integers(0, 5))
+@pytest.mark.slow
 def test_a_document_cannot_change_a_label_or_another_documents_tokens(kind, contents, query, place):
     assume(place < len(contents))
     prompts, template = PROMPTS[kind]
@@ -159,6 +161,7 @@ def test_a_document_cannot_change_a_label_or_another_documents_tokens(kind, cont
 @every_tokenizer
 @fast
 @given(content=hostile, query=queries)
+@pytest.mark.slow
 def test_passages_and_questions_tokenized_alone_hold_no_control_token_of_the_callers(kind, content, query):
     prompts, template = PROMPTS[kind]
     ids, offsets = prompts.passage(content)
@@ -173,6 +176,7 @@ def test_passages_and_questions_tokenized_alone_hold_no_control_token_of_the_cal
 @every_tokenizer
 @fast
 @given(content=hostile, limit=st.integers(16, 64))
+@pytest.mark.slow
 def test_pieces_partition_a_text(kind, content, limit):
     prompts, _ = PROMPTS[kind]
     ranges = prompts.sentences(content, limit)
@@ -218,6 +222,7 @@ def ranked(retriever, query, documents, **options):
 
 
 @every_mode
+@pytest.mark.slow
 def test_any_text_is_ranked_with_finite_scores_stable_order_and_its_own_id(model, mode):
     retriever, cold = make(model, mode), make(model, mode, cache_bytes=0)
 
@@ -250,6 +255,7 @@ def test_any_text_is_ranked_with_finite_scores_stable_order_and_its_own_id(model
 
 
 @pytest.mark.parametrize("mode", ["independent", "late"])
+@pytest.mark.slow
 def test_no_text_changes_how_another_document_is_read(model, mode):
     """What is kept of a document is the same whatever stands beside it."""
     retriever = make(model, mode)
@@ -286,6 +292,7 @@ BIG = {
 
 @every_mode
 @pytest.mark.parametrize("text", BIG.values(), ids=BIG.keys())
+@pytest.mark.slow
 def test_big_text(model, mode, text):
     retriever = make(model, mode, context_length=1024, piece_tokens=None)
     documents = [text, "The keeper counts the ships.", text[:-1], "Bread is baked at dawn."]
@@ -299,6 +306,7 @@ def test_big_text(model, mode, text):
 
 
 @pytest.mark.parametrize("mode", ["independent", "late"])
+@pytest.mark.slow
 def test_a_line_of_200_000_characters_is_read_whole_in_pieces(model, mode):
     text = BIG["a line of 200,000 characters"]
     ranking = ranked(make(model, mode, context_length=1024), QUERY, [text, "Bread is baked at dawn."])
@@ -309,6 +317,7 @@ def test_a_line_of_200_000_characters_is_read_whole_in_pieces(model, mode):
 
 
 @every_mode
+@pytest.mark.slow
 def test_a_thousand_hostile_documents(model, mode):
     fragments = CONTROL_TOKENS + SENTENCES + INVISIBLE + WORDS
     documents = [Passage(text=fragments[n % len(fragments)] + f" {n}", id=str(n)) for n in range(1000)]

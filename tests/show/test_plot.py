@@ -32,6 +32,7 @@ def ranking(*passages, query="Who counts the ships?"):
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, list, tuple, lambda rows: torch.tensor(rows, dtype=torch.bfloat16)])
+@pytest.mark.slow
 def test_a_map_shows_the_scores_and_rings_the_heads(kind):
     scores = [[0.0, 0.25, 0.5], [1.0, 0.0, 0.75]]
     figure = plot_heads(kind(scores), heads=[(1, 0), (0, 2)], title="mass")
@@ -105,6 +106,7 @@ def test_an_empty_ranking_is_an_empty_picture():
     assert png(figure).startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_a_figure_and_pyplot_stays_out():
     code = """
 import sys
@@ -118,6 +120,7 @@ print("image/png" in data, "matplotlib.pyplot" in sys.modules)
 
 
 @pytest.mark.parametrize("draw", [lambda: plot_heads([[0.1]]), lambda: plot_ranking(ranking())])
+@pytest.mark.slow
 def test_a_missing_extra_is_named_with_its_command(monkeypatch, draw):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'qrhead-rag\[plot\]'"):
