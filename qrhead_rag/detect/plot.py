@@ -1,4 +1,4 @@
-"""Pictures of a detection: what every head is worth, quality against number of heads and against depth.
+"""Plots of a detection: the value of every head, quality by number of heads and by depth.
 
 Needs the extra `plot`.
 """
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from qrhead_rag.detect.report import Curve, Detection
-from qrhead_rag.show.plot import figure_of, plot_heads
+from qrhead_rag.show.plot import new_figure, plot_heads
 
 _COLOURS = {"contrastive": "tab:blue", "mass": "tab:orange", "ndcg": "tab:green"}
 
 
 def head_map(detection: Detection, criterion: str | None = None) -> Any:
-    """What every head is worth by a detection's criterion, the chosen heads ringed.
+    """The value of every head by a detection's criterion, the chosen heads ringed.
 
     Args:
         detection: the report.
-        criterion: one of its `values`; by default the one it chose by.
+        criterion: one of its `values`; by default the one that chose the heads.
 
     Returns:
         A matplotlib Figure.
@@ -34,7 +34,7 @@ def head_map(detection: Detection, criterion: str | None = None) -> Any:
 
 
 def curves(detection: Detection) -> Any:
-    """Held-out nDCG@10 against the number of heads and against the deepest layer allowed, with the controls.
+    """Held-out nDCG@10 by number of heads and by deepest layer allowed, with the controls.
 
     Returns:
         A matplotlib Figure.
@@ -42,7 +42,7 @@ def curves(detection: Detection) -> Any:
     Raises:
         ImportError: the extra `plot` is not installed.
     """
-    figure = figure_of(10, 4)
+    figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2, sharey=True)
     _draw(left, detection.by_num_heads)
     _draw(right, detection.by_depth)
@@ -59,7 +59,7 @@ def curves(detection: Detection) -> Any:
 
 
 def save_plots(detection: Detection, folder: str | Path) -> list[Path]:
-    """Write a head map for each criterion and the curves into a folder, as PNG; their paths."""
+    """Write a head map for each criterion and the curves into a folder, as PNG, and return their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figures = {f"head_map_{name}.png": head_map(detection, name) for name in detection.values}

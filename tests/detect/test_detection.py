@@ -28,7 +28,7 @@ from qrhead_rag.detect.choosing import (
     smallest_as_good,
     stability,
 )
-from qrhead_rag.detect.copying import Needle, copied_share, copying_scores, hide, written_haystack, written_needles
+from qrhead_rag.detect.copying import Needle, copied_share, copying_scores, insert_needle, load_haystack, load_needles
 from qrhead_rag.detect.detection import detect
 from qrhead_rag.detect.plot import curves, head_map, save_plots
 from qrhead_rag.detect.recording import RecordedExample, Recording, example_digest, record, settings_digest
@@ -193,7 +193,7 @@ def test_files_are_told_apart_by_everything_the_scores_depend_on(retriever, monk
         assert settings_digest(QRRetriever(model, tokenizer, **named, **options)) != settings
     late = QRRetriever(model, tokenizer, **named, mode="late")
     before = settings_digest(late)
-    monkeypatch.setattr(recordings, "_SEPARATE_READING", 1)
+    monkeypatch.setattr(recordings, "_PER_PASSAGE_VERSION", 1)
     assert settings_digest(late) != before
     assert settings_digest(retriever) == settings
     tuned, _ = hand_made()
@@ -224,7 +224,7 @@ def test_examples_that_cannot_tell_heads_apart_are_left_out(retriever, tmp_path)
     with pytest.raises(ValueError, match="1 examples with relevant and other documents; expected at least 5"):
         detect({"marks": Recording(found.examples[:2], found.files[:2])}, "hand-made", SHAPE, "listwise")
     useless = Recording(found.examples[-1:], found.files[-1:])
-    with pytest.raises(ValueError, match="nothing has no example with relevant and other documents"):
+    with pytest.raises(ValueError, match="nothing has no example with both relevant and other documents"):
         detect({"marks": found, "nothing": useless}, "hand-made", SHAPE, "listwise")
     with pytest.raises(ValueError, match="scores of 12 heads were recorded, the model has 15"):
         detect({"marks": found}, "hand-made", ModelShape("llama", 3, 5), "listwise")
@@ -321,7 +321,7 @@ def test_copying_counts_only_needles_that_are_found(writer):
     found = copying_scores(writer, needles=[lost], haystack="stone river. cloud.", lengths=(4,))
     assert (found.num_found, found.num_runs) == (0, 1)
     assert not found.scores.any()
-    with pytest.raises(ValueError, match="'bread' does not stand in the needle"):
+    with pytest.raises(ValueError, match="'bread' is not part of the needle"):
         copying_scores(writer, needles=[NEEDLE._replace(answer="bread")], haystack="stone.", lengths=(1,))
 
 
@@ -347,10 +347,10 @@ def test_copied_share_equals_full_attention(embedded_all):
 
 
 def test_needles_come_with_the_package_and_hide_between_sentences(writer):
-    needles = written_needles()
+    needles = load_needles()
     assert len(needles) >= 10
-    assert all(one.answer in one.needle and one.needle not in written_haystack() for one in needles)
-    text = hide(needles[0], writer, written_haystack(), 100, 0.5)
+    assert all(one.answer in one.needle and one.needle not in load_haystack() for one in needles)
+    text = insert_needle(needles[0], writer, load_haystack(), 100, 0.5)
     before, after = text.split(needles[0].needle)
     assert before.endswith((". ", "? ", "! "))
     assert 0.3 < len(before) / len(before + after) < 0.8
