@@ -10,8 +10,6 @@ from typing import Any
 from qrhead_rag.detect.report import Curve, Detection
 from qrhead_rag.show.plot import new_figure, plot_heads
 
-_COLOURS = {"contrastive": "tab:blue", "mass": "tab:orange", "ndcg": "tab:green"}
-
 
 def head_map(detection: Detection, criterion: str | None = None) -> Any:
     """The value of every head by a detection's criterion, the chosen heads ringed.
@@ -72,9 +70,10 @@ def save_plots(detection: Detection, folder: str | Path) -> list[Path]:
 
 
 def _draw(axes: Any, by_criterion: Mapping[str, Curve]) -> None:
-    for name, curve in by_criterion.items():
+    for number, (name, curve) in enumerate(by_criterion.items()):
+        colour = f"C{number}"  # of matplotlib's cycle
         means = [quality.mean for quality in curve.quality]
         errors = [quality.error for quality in curve.quality]
-        axes.plot(curve.x, means, label=name, color=_COLOURS[name])
+        axes.plot(curve.x, means, label=name, color=colour)
         low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
-        axes.fill_between(curve.x, low, high, color=_COLOURS[name], alpha=0.15, linewidth=0)
+        axes.fill_between(curve.x, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -1,7 +1,9 @@
 """Detection on a tiny model with hand-made heads, criteria against sums by hand, resuming, curves, the copying heads."""
 
+import inspect
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import qrhead_rag.detect.recording as recordings
 from qrhead_rag import HeadSet, QRRetriever
+from qrhead_rag.cli.detect import detect as detect_command
 from qrhead_rag.core.heads import ModelShape
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import Span
@@ -128,6 +131,12 @@ def test_every_criterion_finds_the_hand_made_head_in_every_mode(criterion, mode,
     assert detection.stability.frequency == (1.0,)
 
 
+def test_the_command_has_every_criterion():
+    """It starts without torch, so it names them itself."""
+    annotation = inspect.signature(detect_command).parameters["criterion"].annotation
+    assert set(get_args(get_args(annotation)[0])) == set(CRITERIA)
+
+
 def test_report_head_set_and_controls(recording, retriever, tmp_path):
     detection = detect({"marks": recording}, "hand-made", SHAPE, "listwise")
     assert len(detection.chosen) == 1  # one head is as good as any number
@@ -137,7 +146,7 @@ def test_report_head_set_and_controls(recording, retriever, tmp_path):
     assert detection.by_depth["ndcg"].x == (0, 1, 2)
     before, with_it, after = (quality.mean for quality in detection.by_depth["ndcg"].quality)
     assert before < with_it == after == pytest.approx(1.0)
-    assert detection.overlap == {"mass": 1.0, "ndcg": 1.0}
+    assert detection.overlap == {criterion: 1.0 for criterion in CRITERIA if criterion != "contrastive"}
     written = json.loads(detection.to_json())
     assert written["values"]["contrastive"][1][2] == pytest.approx(detection.chosen[0].value, abs=1e-6)
     heads = detection.head_set("marks", note="by hand")
