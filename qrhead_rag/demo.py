@@ -1,8 +1,8 @@
-"""The main job on real input: a research station's handbook, and questions whose words mislead word matching.
+"""The demo: a research station's handbook, and questions whose words mislead word matching.
 
-The order of BM25 stands beside the order of the heads, both over the whole handbook, with the tokens that earned the
-winner its score: for the questions that gain most by the heads, and for the one that loses most. At the end both are
-counted over all questions; nothing is left out.
+It prints the order of BM25 beside the order of the heads, both over the whole handbook, with the tokens behind the top
+score: for the questions that gain most by the heads, and for the question that loses most. A summary counts both over
+all questions.
 """
 
 import json
@@ -19,15 +19,20 @@ from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.extras import require_extra
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
-from qrhead_rag.show.terminal import shaded, strongest
+from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 
-SHOWN_GAINS = 3
-SHOWN_PLACES = 5
+TOP_GAINS = 3
+TOP_RANKS = 5
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and the ids of the passages that answer it."""
+    """A question, and the ids of the passages that answer it.
+
+    >>> passages, questions = load_handbook()
+    >>> questions[0].relevant <= {passage.id for passage in passages}
+    True
+    """
 
     query: str
     relevant: frozenset[str] = frozenset()
@@ -41,6 +46,12 @@ class Comparison:
         question: the question.
         bm25: BM25's order.
         ranking: the heads' order.
+
+    >>> from qrhead_rag import RankedPassage
+    >>> tea, ferry = Passage(text="Tea is at four.", id="tea"), Passage(text="The ferry leaves at nine.", id="ferry")
+    >>> ranking = Ranking("When?", (RankedPassage(1, 0.7, ferry), RankedPassage(0, 0.1, tea)), "late")
+    >>> Comparison(Question("When?", frozenset({"ferry"})), (tea, ferry), ranking).ranks
+    (2, 1)
     """
 
     question: Question
@@ -48,14 +59,14 @@ class Comparison:
     ranking: Ranking
 
     @property
-    def places(self) -> tuple[int, int]:
-        """Where the first right passage stands with BM25 and with the heads, from 1."""
+    def ranks(self) -> tuple[int, int]:
+        """Rank of the first relevant passage with BM25 and with the heads, from 1."""
         ordered = tuple(ranked.passage for ranked in self.ranking)
-        return _place(self.bm25, self.question), _place(ordered, self.question)
+        return _first_relevant(self.bm25, self.question), _first_relevant(ordered, self.question)
 
 
-def _place(passages: Sequence[Passage], question: Question) -> int:
-    return 1 + next(place for place, passage in enumerate(passages) if passage.id in question.relevant)
+def _first_relevant(passages: Sequence[Passage], question: Question) -> int:
+    return next(rank for rank, passage in enumerate(passages, start=1) if passage.id in question.relevant)
 
 
 def load_handbook() -> tuple[list[Passage], list[Question]]:
@@ -79,18 +90,18 @@ def compare(retriever: QRRetriever, passages: Sequence[Passage], questions: Sequ
     bm25 = BM25([passage.content for passage in passages])
     rankings = retriever.encode(passages).rank_many([question.query for question in questions])
     return [
-        Comparison(question, tuple(passages[place] for place in bm25.best(question.query, len(passages))), ranking)
+        Comparison(question, tuple(passages[index] for index in bm25.best(question.query, len(passages))), ranking)
         for question, ranking in zip(questions, rankings, strict=True)
     ]
 
 
 def run(load: Callable[[], QRRetriever], console: Console, query: str | None = None) -> None:
-    """Show the demo, or the answer to a question of one's own.
+    """Print the demo, or the answer to the user's own question.
 
     Args:
-        load: gives the retriever; called once the rest is known to be in order.
-        console: where to.
-        query: a question of one's own; None asks those that come with the handbook.
+        load: loads the retriever; called after all other checks.
+        console: to print to.
+        query: the user's own question; None asks the handbook's questions.
 
     Raises:
         ImportError: bm25s is not installed.
@@ -103,23 +114,23 @@ def run(load: Callable[[], QRRetriever], console: Console, query: str | None = N
     console.print(f"A handbook of {len(passages)} passages. Reading it once…", style="dim")
     retriever = load()
     comparisons = compare(retriever, passages, questions)
-    for comparison in comparisons if query is not None else telling(comparisons):
+    for comparison in comparisons if query is not None else select_comparisons(comparisons):
         show(comparison, console)
     if query is None:
         console.rule(f"All {len(comparisons)} questions", align="left")
         console.print(summary(comparisons), markup=False)
-    named = f"{len(retriever.heads.heads)} heads of {retriever.model_name}, {retriever.mode}"
-    console.print(f"QRHead is {named}. Ask your own: qrhead demo --question '…'", style="dim", markup=False)
+    source = f"{len(retriever.heads.heads)} heads of {retriever.model_name}, {retriever.mode}"
+    console.print(f"QRHead is {source}. Ask your own: qrhead demo --question '…'", style="dim", markup=False)
 
 
-def telling(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The questions that gain most places by the heads, most first, and the one that loses most."""
-    by_gain = sorted(comparisons, key=lambda found: found.places[1] - found.places[0])
-    return [*by_gain[:SHOWN_GAINS], *by_gain[SHOWN_GAINS:][-1:]]
+def select_comparisons(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The questions that gain most ranks by the heads, and the question that loses most."""
+    by_gain = sorted(comparisons, key=lambda comparison: comparison.ranks[1] - comparison.ranks[0])
+    return [*by_gain[:TOP_GAINS], *by_gain[TOP_GAINS:][-1:]]
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Both orders side by side, and what decided."""
+    """Print both orders side by side, and the tokens behind the top score."""
     question = comparison.question
     console.rule()
     console.print(Text(question.query, style="bold"))
@@ -128,16 +139,16 @@ def show(comparison: Comparison, console: Console) -> None:
     table.add_column("BM25")
     table.add_column("QRHead")
     ranked = [entry.passage for entry in comparison.ranking]
-    for place, pair in enumerate(zip(comparison.bm25[:SHOWN_PLACES], ranked, strict=False), start=1):
-        table.add_row(str(place), *(_title(passage, question) for passage in pair))
+    for rank, pair in enumerate(zip(comparison.bm25[:TOP_RANKS], ranked, strict=False), start=1):
+        table.add_row(str(rank), *(_title(passage, question) for passage in pair))
     console.print(table)
     if question.relevant:
-        words, heads = comparison.places
+        words, heads = comparison.ranks
         console.print(f"The right passage (✓) stands at place {words} with BM25, at place {heads} with QRHead.")
     console.print("What earned QRHead's first its score (blue for, orange against):", style="dim")
     winner = comparison.ranking.explain()[0]
-    console.print(shaded(winner))
-    console.print(strongest(winner), style="dim", markup=False, highlight=False)
+    console.print(shade_passage(winner))
+    console.print(strongest_tokens(winner), style="dim", markup=False, highlight=False)
     console.print()
 
 
@@ -147,14 +158,13 @@ def _title(passage: Passage, question: Question) -> Text:
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
-    """Over all questions: how often the right passage came first, among the first five, and where on average."""
+    """Over all questions: how often the right passage came first, among the first five, and its mean rank."""
     lines = []
-    for name, places in zip(
-        ("BM25", "QRHead"), zip(*(found.places for found in comparisons), strict=True), strict=True
-    ):
-        first, near = sum(place == 1 for place in places), sum(place <= SHOWN_PLACES for place in places)
+    by_method = zip(*(comparison.ranks for comparison in comparisons), strict=True)
+    for name, ranks in zip(("BM25", "QRHead"), by_method, strict=True):
+        first, near = sum(rank == 1 for rank in ranks), sum(rank <= TOP_RANKS for rank in ranks)
         lines.append(
-            f"{name:6} right passage first: {first} of {len(places)}; among the first {SHOWN_PLACES}: {near}; "
-            f"average place: {sum(places) / len(places):.1f}"
+            f"{name:6} right passage first: {first} of {len(ranks)}; among the first {TOP_RANKS}: {near}; "
+            f"average place: {sum(ranks) / len(ranks):.1f}"
         )
     return "\n".join(lines)

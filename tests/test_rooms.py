@@ -36,6 +36,12 @@ def test_the_table_has_a_row_for_every_room_and_no_other():
     rooms = [file for file in PACKAGE.iterdir() if file.suffix == ".py" or list(file.glob("*.py"))]
     assert ALLOWED.keys() == {file.stem for file in rooms} - {"__init__"}
     assert len(ROWS) == len(ALLOWED)
+    assert {name for allowed in ALLOWED.values() for name in allowed} <= ALLOWED.keys()
+
+
+def test_tests_stand_in_the_same_rooms():
+    folders = {file.name for file in (ROOT / "tests").iterdir() if list(file.glob("*.py"))}
+    assert folders <= ALLOWED.keys() | {"helpers", "integrations"}
 
 
 def test_a_room_imports_only_from_the_rooms_that_its_row_allows():

@@ -90,7 +90,7 @@ def detect(
         from qrhead_rag.datasets.load import ordered
         from qrhead_rag.detect.choosing import TEMPERATURE
         from qrhead_rag.detect.detection import detect as choose
-        from qrhead_rag.detect.recording import record, tells_heads_apart
+        from qrhead_rag.detect.recording import can_compare_heads, record
         from qrhead_rag.detect.report import DetectionOptions
         from qrhead_rag.evaluate.metrics import parse_metrics
         from qrhead_rag.ranking.retriever import QRRetriever
@@ -142,7 +142,7 @@ def detect(
                 retriever = QRRetriever(
                     writer.model, writer.tokenizer, heads="all", mode=mode, model_name=named, **reading
                 )
-            usable = sum(tells_heads_apart(one) for found in examples_of.values() for one in found)
+            usable = sum(can_compare_heads(one) for found in examples_of.values() for one in found)
             options.check_possible(usable, retriever.shape)  # fails here, not after the recording
             for label, found in examples_of.items():
                 with progress(f"recording {label}") as moved, resumable():

@@ -88,7 +88,7 @@ def evaluate(
     with one_line_errors():
         from qrhead_rag.cli.options import load_writer
         from qrhead_rag.evaluate.evaluation import evaluate as run
-        from qrhead_rag.evaluate.methods import find_function, make_method, parse_methods, remembered
+        from qrhead_rag.evaluate.methods import cached_method, import_function, make_method, parse_methods
 
         names = parse_methods(methods)
         pair = parse_methods(compare) if compare else []
@@ -98,7 +98,7 @@ def evaluate(
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
         sys.path.append(str(Path.cwd()))  # where the modules of module:function are looked for, as python -m does
-        mark = find_function(judge) if judge else None
+        mark = import_function(judge) if judge else None
         found = read_data(
             data,
             format=format,
@@ -112,7 +112,7 @@ def evaluate(
         )
         reading = {"instruction": instruction, "cache_bytes": _CACHE_BYTES // max(1, len(names))}
         models = _Models(model, device, dtype, reading, writes=answer and writer is None)
-        made = {name: remembered(make_method(name, load_retriever=models.retriever, seed=seed)) for name in names}
+        made = {name: cached_method(make_method(name, load_retriever=models.retriever, seed=seed)) for name in names}
         measures = [name.strip() for name in metrics.split(",")]
         with progress("ranking") as moved:
             evaluation = run(found, made, metrics=measures, order=order, seed=seed, on_progress=moved)

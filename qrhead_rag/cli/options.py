@@ -147,7 +147,7 @@ def read_data(
         ValueError, OSError: as `load_examples`.
         typer.Exit: malformed records without `skip_bad`.
     """
-    from qrhead_rag.datasets.load import DatasetError, load_examples, sampled
+    from qrhead_rag.datasets.load import DatasetError, load_examples, sample_examples
 
     number, _, parts = part.partition("/")
     if not (number.isdigit() and parts.isdigit()):
@@ -161,7 +161,7 @@ def read_data(
             f"qrhead: {len(error.problems)} malformed records; mend them, or use the rest with --skip-bad", err=True
         )
         raise typer.Exit(2) from error
-    return sampled(found, count=examples, part=(int(number), int(parts)), seed=seed)
+    return sample_examples(found, count=examples, part=(int(number), int(parts)), seed=seed)
 
 
 AddressOption: TypeAlias = Annotated[

@@ -150,7 +150,7 @@ def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever"
 
 
 def _show_ranking(ranking: "Ranking", lines: list[int], explain: bool) -> None:
-    from qrhead_rag.show.terminal import shaded, strongest
+    from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 
     console = Console()
     table = Table(box=None, pad_edge=False)
@@ -168,8 +168,8 @@ def _show_ranking(ranking: "Ranking", lines: list[int], explain: bool) -> None:
     if explain:
         for passage in ranking.explain().passages:
             console.rule(f"line {lines[passage.index]}, score {passage.score:.4f}", align="left")
-            console.print(shaded(passage))
-            console.print(strongest(passage), style="dim", markup=False, highlight=False)
+            console.print(shade_passage(passage))
+            console.print(strongest_tokens(passage), style="dim", markup=False, highlight=False)
 
 
 def _opening(passage: "Passage") -> str:

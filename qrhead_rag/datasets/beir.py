@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.datasets.examples import LabelledExample
-from qrhead_rag.datasets.records import Found, MalformedRecord, json_records, read_text, reason
+from qrhead_rag.datasets.records import MalformedRecord, ParsedExamples, json_records, read_text, summarize_error
 
 CANDIDATES = 20
 
@@ -35,11 +35,11 @@ class _Judgement(NamedTuple):
     grade: int
 
 
-def read_beir(folder: Path, split: str = "test", candidates: int | None = None) -> Found:
-    """One example a judged query: the passages of the corpus BM25 ranks best, best first, with their grades.
+def read_beir(folder: Path, split: str = "test", candidates: int | None = None) -> ParsedExamples:
+    """One example for each judged query: the passages of the corpus that BM25 ranks best, with their grades.
 
-    Judged passages that BM25 does not put into the list are counted in `missed`. Queries without a positive judgement
-    are left out, as in trec_eval.
+    The grades of relevant passages that BM25 leaves out of the list go to `missed`. Queries without a positive
+    judgement are left out, as in trec_eval.
 
     Args:
         folder: the BEIR folder.
@@ -47,7 +47,7 @@ def read_beir(folder: Path, split: str = "test", candidates: int | None = None) 
         candidates: documents in a list (20 where None).
 
     Raises:
-        FileNotFoundError: corpus, queries or the qrels of this split are not there.
+        FileNotFoundError: corpus, queries or the qrels of this split are missing.
     """
     qrels = folder / "qrels" / f"{split}.tsv"
     for path in (folder / "corpus.jsonl", folder / "queries.jsonl", qrels):
@@ -56,17 +56,17 @@ def read_beir(folder: Path, split: str = "test", candidates: int | None = None) 
                 f"{path} is missing; a BEIR folder has corpus.jsonl, queries.jsonl, qrels/<split>.tsv"
             )
     corpus: dict[str, Passage] = {}
-    for found in _texts(folder / "corpus.jsonl"):
-        if isinstance(found, _Text):
-            corpus[found.id] = Passage(text=found.text, title=found.title or None, id=found.id)
+    for record in _texts(folder / "corpus.jsonl"):
+        if isinstance(record, _Text):
+            corpus[record.id] = Passage(text=record.text, title=record.title or None, id=record.id)
         else:
-            yield found
+            yield record
     queries: dict[str, str] = {}
-    for found in _texts(folder / "queries.jsonl"):
-        if isinstance(found, _Text):
-            queries[found.id] = found.text
+    for record in _texts(folder / "queries.jsonl"):
+        if isinstance(record, _Text):
+            queries[record.id] = record.text
         else:
-            yield found
+            yield record
     judged: dict[str, dict[str, int]] = {}
     for judgement in _judgements(qrels, queries, corpus):
         if isinstance(judgement, MalformedRecord):
@@ -82,16 +82,16 @@ def _lists(
     if not judged:
         return
     ids = list(corpus)
-    index = BM25([corpus[name].content for name in ids])
+    bm25 = BM25([corpus[name].content for name in ids])
     for query, grades in judged.items():
-        names = [ids[place] for place in index.best(queries[query], count)]
-        relevant = tuple(place for place, name in enumerate(names) if name in grades)
+        names = [ids[index] for index in bm25.best(queries[query], count)]
+        relevant = tuple(index for index, name in enumerate(names) if name in grades)
         yield LabelledExample(
             id=query,
             query=queries[query],
             documents=tuple(corpus[name] for name in names),
             relevant=relevant,
-            grades=tuple(grades[names[place]] for place in relevant),
+            grades=tuple(grades[names[index]] for index in relevant),
             missed=tuple(grade for name, grade in grades.items() if name not in names),
         )
 
@@ -104,7 +104,7 @@ def _texts(path: Path) -> Iterator[_Text | MalformedRecord]:
         try:
             yield _Text.model_validate(raw.value)
         except ValueError as error:
-            yield MalformedRecord(path, raw.line, reason(error))
+            yield MalformedRecord(path, raw.line, summarize_error(error))
 
 
 def _judgements(
@@ -114,13 +114,13 @@ def _judgements(
         try:
             yield _judgement(row, queries, corpus)
         except ValueError as error:
-            yield MalformedRecord(path, line, reason(error))
+            yield MalformedRecord(path, line, summarize_error(error))
 
 
 def _judgement(row: str, queries: Mapping[str, str], corpus: Mapping[str, Passage]) -> _Judgement:
     cells = row.split("\t")
     if len(cells) != 3:
-        raise ValueError(f"{len(cells)} columns, expected 3 parted by tabs: query-id, corpus-id, score")
+        raise ValueError(f"{len(cells)} columns, expected 3 separated by tabs: query-id, corpus-id, score")
     query, document, grade = cells
     if query not in queries:
         raise ValueError(f"query {query!r} is not in queries.jsonl")

@@ -1,5 +1,5 @@
-"""First-stage retrieval with BM25 (Robertson and Zaragoza 2009, through bm25s): candidate lists for data sets that come
-without them, hard negatives, and the baseline the rerankers are compared with. Needs the extra `eval`.
+"""First-stage retrieval with BM25 (Robertson and Zaragoza 2009, through bm25s): candidate lists for data sets
+without them, hard negatives, and the baseline of every comparison. Needs the extra `eval`.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,12 @@ from qrhead_rag.extras import require_extra
 class BM25:
     """An index over texts, with Lucene's formula, k1 1.5 and b 0.75.
 
-    Words are cut as bm25s cuts them by default: runs of two or more word characters, lower-cased, without the English
-    stop words; nothing is stemmed.
+    Texts are tokenized by bm25s' defaults: runs of two or more word characters, lower-cased, without English stop
+    words, not stemmed.
+
+    >>> bm25 = BM25(["The ferry leaves at nine.", "Bread is baked at dawn."])
+    >>> bm25.best("When does the ferry leave?", 1)
+    [0]
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -26,7 +30,7 @@ class BM25:
         return words
 
     def scores(self, query: str) -> list[float]:
-        """The score of every text, in the order they were given."""
+        """The score of every text, in their order."""
         known = self._index.get_tokens_ids(self._words([query])[0])
         if not known:
             return [0.0] * self._size
@@ -39,21 +43,21 @@ class BM25:
         return sorted(range(self._size), key=lambda index: -scores[index])[:count]
 
 
-def shortened(example: LabelledExample, candidates: int) -> LabelledExample:
-    """The documents of one list that BM25 ranks best, best first; a shorter list is left as it is.
+def keep_candidates(example: LabelledExample, candidates: int) -> LabelledExample:
+    """The example with the documents that BM25 ranks best, best first; a shorter list stays as it is.
 
-    Relevant documents that are not among them become `missed`, as they would be lost to any reranker.
+    Relevant documents that BM25 leaves out become `missed`: no reranker can bring them back.
     """
     if len(example.documents) <= candidates:
         return example
     kept = BM25([document.content for document in example.documents]).best(example.query, candidates)
     grades = example.judgements
-    found = [place for place, index in enumerate(kept) if index in grades]
+    relevant = [rank for rank, index in enumerate(kept) if index in grades]
     return LabelledExample(
         query=example.query,
         documents=tuple(example.documents[index] for index in kept),
-        relevant=tuple(found),
-        grades=tuple(grades[kept[place]] for place in found),
+        relevant=tuple(relevant),
+        grades=tuple(grades[kept[rank]] for rank in relevant),
         missed=example.missed + tuple(grade for index, grade in grades.items() if index not in kept),
         id=example.id,
         answer=example.answer,

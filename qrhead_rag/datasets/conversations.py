@@ -1,6 +1,6 @@
 """Readers of long conversations: LongMemEval (Wu et al., arXiv 2410.10813), LoCoMo (Maharana et al., arXiv 2402.17753).
 
-A conversation becomes a list of documents: its sessions, its rounds (a user turn and what answers it) or its turns.
+A conversation becomes a list of documents: its sessions, its rounds (a user turn and the replies to it) or its turns.
 The date of a session is the title of its documents.
 """
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import LabelledExample
-from qrhead_rag.datasets.records import Found, json_records, parse_records, reason
+from qrhead_rag.datasets.records import ParsedExamples, json_records, parse_records, summarize_error
 
 
 class _Record(BaseModel):
@@ -52,12 +52,12 @@ class _LongMemEval(_Record):
 
 
 class _Unit(NamedTuple):
-    document: Passage
+    passage: Passage
     relevant: bool
 
 
-def read_longmemeval(path: Path, unit: Literal["session", "round"] = "session") -> Found:
-    """LongMemEval, one example a question.
+def read_longmemeval(path: Path, unit: Literal["session", "round"] = "session") -> ParsedExamples:
+    """LongMemEval, one example for each question.
 
     Questions whose id ends in `_abs` cannot be answered from the history, so nothing is relevant to them: the data
     set's own evaluation leaves them out of retrieval and asks the reader to abstain. The metadata has question_type,
@@ -68,25 +68,25 @@ def read_longmemeval(path: Path, unit: Literal["session", "round"] = "session") 
         unit: sessions (relevant by answer_session_ids), or rounds (relevant where a turn says has_answer).
     """
 
-    def examples(record: _LongMemEval, place: int) -> Iterator[LabelledExample]:
+    def examples(record: _LongMemEval, index: int) -> Iterator[LabelledExample]:
         sessions = zip(record.haystack_session_ids, record.haystack_dates, record.haystack_sessions, strict=True)
         abstention = record.question_id.endswith("_abs")
-        units: list[_Unit] = []
+        documents: list[_Unit] = []
         for name, date, turns in sessions:
             evidence = name in record.answer_session_ids
             if unit == "session":
                 text = "\n".join(map(str, turns))
-                units.append(_Unit(Passage(text=text, title=date, id=name), evidence))
+                documents.append(_Unit(Passage(text=text, title=date, id=name), evidence))
             else:
-                units += _rounds(name, date, turns, evidence)
-        relevant = () if abstention else tuple(index for index, one in enumerate(units) if one.relevant)
+                documents += _rounds(name, date, turns, evidence)
+        relevant = () if abstention else tuple(index for index, document in enumerate(documents) if document.relevant)
         if not relevant and not abstention:
             raise ValueError(f"no {unit} of {record.question_id} is marked as evidence, and it is no _abs question")
         yield LabelledExample(
             id=record.question_id,
             query=record.question,
             answer=str(record.answer),
-            documents=tuple(one.document for one in units),
+            documents=tuple(document.passage for document in documents),
             relevant=relevant,
             metadata={
                 "question_type": record.question_type,
@@ -100,14 +100,14 @@ def read_longmemeval(path: Path, unit: Literal["session", "round"] = "session") 
 
 def _rounds(name: str, date: str, turns: list[_Turn], evidence: bool) -> list[_Unit]:
     rounds: dict[int, list[_Turn]] = {}
-    for number, turn in zip(accumulate(turn.role == "user" for turn in turns), turns, strict=True):
-        rounds.setdefault(number, []).append(turn)
+    for user_turns, turn in zip(accumulate(turn.role == "user" for turn in turns), turns, strict=True):
+        rounds.setdefault(user_turns, []).append(turn)
     return [
         _Unit(
-            Passage(text="\n".join(map(str, turns)), title=date, id=f"{name}_{place}"),
+            Passage(text="\n".join(map(str, turns)), title=date, id=f"{name}_{number}"),
             evidence and any(turn.has_answer for turn in turns),
         )
-        for place, turns in enumerate(rounds.values(), start=1)
+        for number, turns in enumerate(rounds.values(), start=1)
     ]
 
 
@@ -141,8 +141,8 @@ class _Session(_Record):
     lines: list[_Line]
 
 
-def read_locomo(path: Path, unit: Literal["turn", "session"] = "turn") -> Found:
-    """LoCoMo, one example a question; the questions of a conversation share its documents.
+def read_locomo(path: Path, unit: Literal["turn", "session"] = "turn") -> ParsedExamples:
+    """LoCoMo, one example for each question; the questions of a conversation share its documents.
 
     Relevant are the turns (or their sessions) that `evidence` names; a question without evidence has none. The metadata
     has the conversation's id, the question's category (1 multi-hop, 2 temporal, 3 open-domain, 4 single-hop, 5
@@ -153,11 +153,11 @@ def read_locomo(path: Path, unit: Literal["turn", "session"] = "turn") -> Found:
         unit: turns (id `D3:11`: session 3, turn 11) or sessions (id `D3`).
     """
 
-    def examples(record: _LoCoMo, place: int) -> Iterator[LabelledExample | ValueError]:
+    def examples(record: _LoCoMo, index: int) -> Iterator[LabelledExample | ValueError]:
         documents = tuple(_documents(record.conversation, unit))
         if not documents:
             raise ValueError(f"conversation {record.sample_id} has no session_<number> with turns in it")
-        places = {document.id: index for index, document in enumerate(documents)}
+        index_of = {document.id: index for index, document in enumerate(documents)}
         for number, raw in enumerate(record.qa):
             try:
                 question = _Question.model_validate(raw)
@@ -166,7 +166,9 @@ def read_locomo(path: Path, unit: Literal["turn", "session"] = "turn") -> Found:
                     query=question.question,
                     answer=None if question.answer is None else str(question.answer),
                     documents=documents,
-                    relevant=tuple(sorted({places[name] for name in _named(question.evidence, unit, places)})),
+                    relevant=tuple(
+                        sorted({index_of[name] for name in _evidence_ids(question.evidence, unit, index_of)})
+                    ),
                     metadata={
                         "conversation": record.sample_id,
                         "category": question.category,
@@ -174,7 +176,7 @@ def read_locomo(path: Path, unit: Literal["turn", "session"] = "turn") -> Found:
                     },
                 )
             except ValueError as error:
-                yield ValueError(f"conversation {record.sample_id}, qa {number}: {reason(error)}")
+                yield ValueError(f"conversation {record.sample_id}, qa {number}: {summarize_error(error)}")
 
     return parse_records(path, json_records(path), _LoCoMo, examples)
 
@@ -191,13 +193,15 @@ def _documents(conversation: dict[str, Any], unit: Literal["turn", "session"]) -
             yield Passage(text="\n".join(map(str, session.lines)), title=session.date, id=f"D{number}")
 
 
-def _named(evidence: list[str], unit: Literal["turn", "session"], places: Mapping[str | None, int]) -> Iterator[str]:
-    # the published file writes several turns into one string now and then ("D8:6; D9:17"), and D30:05 for D30:5
+def _evidence_ids(
+    evidence: list[str], unit: Literal["turn", "session"], index_of: Mapping[str | None, int]
+) -> Iterator[str]:
+    # the published file sometimes has several turns in one string ("D8:6; D9:17"), and D30:05 for D30:5
     for name in (part for entry in evidence for part in re.split(r"[;,\s]+", entry) if part):
         turn = re.fullmatch(r"D(\d+):(\d+)", name)
         if turn is None:
             raise ValueError(f"evidence {name!r} is not of the form D<session>:<turn>")
-        known = f"D{int(turn[1])}" if unit == "session" else f"D{int(turn[1])}:{int(turn[2])}"
-        if known not in places:
+        document_id = f"D{int(turn[1])}" if unit == "session" else f"D{int(turn[1])}:{int(turn[2])}"
+        if document_id not in index_of:
             raise ValueError(f"evidence {name!r} names no {unit} of this conversation")
-        yield known
+        yield document_id

@@ -1,4 +1,4 @@
-"""A labelled example, which every reader of labelled data ends in; `load.py` lists the formats."""
+"""A labelled example: what every reader of labelled data returns. `load.py` lists the formats."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -20,10 +20,18 @@ class LabelledExample(BaseModel):
             the ideal ranking of nDCG, as trec_eval counts them.
         id: the record's own id.
         answer: the reference answer.
-        metadata: what else the record says.
+        metadata: the record's other fields.
 
     Raises:
-        ValueError: a blank query, no documents, an index out of range or named twice, a grade below 1 or one too many.
+        ValueError: a blank query, no documents, an index out of range or repeated, a grade below 1 or too many grades.
+
+    >>> example = LabelledExample(
+    ...     query="When does the ferry leave?",
+    ...     documents=(Passage(text="Bread is baked at dawn."), Passage(text="The ferry leaves at nine.")),
+    ...     relevant=(1,),
+    ... )
+    >>> example.judgements, example.reordered([1, 0]).relevant
+    ({1: 1}, (0,))
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,16 +53,14 @@ class LabelledExample(BaseModel):
     @model_validator(mode="after")
     def _check_relevant(self) -> Self:
         if not self.documents:
-            raise ValueError("an example needs at least one document, found none")
+            raise ValueError("an example without documents; expected at least 1")
         outside = [index for index in self.relevant if not 0 <= index < len(self.documents)]
         if outside:
             raise ValueError(f"relevant documents {outside} of a list of {len(self.documents)}; indices start at 0")
         if len(set(self.relevant)) != len(self.relevant):
-            raise ValueError(f"relevant documents {list(self.relevant)} name one twice")
+            raise ValueError(f"relevant documents {list(self.relevant)} name a document twice")
         if self.grades and len(self.grades) != len(self.relevant):
-            raise ValueError(
-                f"{len(self.grades)} grades for {len(self.relevant)} relevant documents; expected one each"
-            )
+            raise ValueError(f"{len(self.grades)} grades for {len(self.relevant)} relevant documents; expected as many")
         if below := [grade for grade in (*self.grades, *self.missed) if grade < 1]:
             raise ValueError(f"grades {below}: a relevant document has a grade of 1 or more")
         return self
@@ -75,10 +81,10 @@ class LabelledExample(BaseModel):
         """
         if sorted(order) != list(range(len(self.documents))):
             raise ValueError(f"{list(order)} is not an order of {len(self.documents)} documents")
-        place = {old: new for new, old in enumerate(order)}
+        new_index = {old: new for new, old in enumerate(order)}
         return self.model_copy(
             update={
                 "documents": tuple(self.documents[old] for old in order),
-                "relevant": tuple(place[old] for old in self.relevant),
+                "relevant": tuple(new_index[old] for old in self.relevant),
             }
         )

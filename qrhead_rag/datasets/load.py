@@ -1,4 +1,4 @@
-"""Labelled data: every format that can be read, by name or recognised by its fields. For instance
+"""Labelled data in any supported format, named or recognised by its fields:
 
     examples = load_examples("hotpot_dev_distractor_v1.json")
     examples = load_examples("scifact/", candidates=50)
@@ -15,30 +15,30 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from qrhead_rag.datasets.beir import read_beir
-from qrhead_rag.datasets.bm25 import shortened
+from qrhead_rag.datasets.bm25 import keep_candidates
 from qrhead_rag.datasets.clipper import read_clipper
 from qrhead_rag.datasets.conversations import read_locomo, read_longmemeval
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.datasets.questions import read_dpr, read_hotpotqa, read_jsonl, read_musique, read_qrhead, write_jsonl
-from qrhead_rag.datasets.records import DatasetError, Found, MalformedRecord, RawRecord, json_records
+from qrhead_rag.datasets.records import DatasetError, MalformedRecord, ParsedExamples, RawRecord, json_records
 
 __all__ = [
     "ORDERS",
     "READERS",
     "DatasetError",
     "LabelledExample",
+    "detect_format",
+    "document_order",
     "load_examples",
-    "order_of",
     "ordered",
-    "recognise",
-    "sampled",
+    "sample_examples",
     "write_jsonl",
 ]
 
 Order: TypeAlias = Literal["given", "reversed", "shuffled"]
 ORDERS: tuple[Order, ...] = ("given", "reversed", "shuffled")
 
-READERS: dict[str, Callable[..., Found]] = {
+READERS: dict[str, Callable[..., ParsedExamples]] = {
     "beir": read_beir,
     "clipper": read_clipper,
     "dpr": read_dpr,
@@ -50,7 +50,7 @@ READERS: dict[str, Callable[..., Found]] = {
     "qrhead": read_qrhead,
 }
 
-# fields that only records of this format have, asked in this order
+# fields that only records of this format have, tried in this order
 _MARKS = {
     "longmemeval": {"haystack_sessions"},
     "locomo": {"conversation", "qa"},
@@ -77,53 +77,53 @@ def load_examples(
         path: a file (JSON or JSONL, perhaps gzipped) or a folder (BEIR, CLIPPER).
         format: one of READERS; recognised from the fields of the first record where None.
         unit: what a document is: "session" or "round" (LongMemEval), "turn" or "session" (LoCoMo).
-        candidates: the length of lists that are made here (`dpr`, `beir`: 20 where None); lists that the data set
-            brings are cut to the documents that BM25 ranks best among them.
+        candidates: length of the lists that are made here (`dpr`, `beir`: 20 where None); a data set's own lists are
+            cut to the documents that BM25 ranks best.
         split: the qrels to read (`beir`: "test" where None).
-        skip_bad: use the rest when records are malformed, with a warning that names them.
+        skip_bad: skip malformed records with a warning that names them.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: an unknown format, or an option that the format does not have.
-        DatasetError: malformed records (each with file and line) without `skip_bad`, or nothing usable at all.
+        ValueError: an unknown format, or an option of another format.
+        DatasetError: malformed records (each with file and line) without `skip_bad`, or no usable record.
     """
     path = Path(path)
     if candidates is not None and candidates < 2:
         raise ValueError(f"candidates={candidates}: expected at least 2 documents to rank")
-    name = format or recognise(path)
+    name = format or detect_format(path)
     if name not in READERS:
         raise ValueError(f"format {name!r} is unknown; expected one of {', '.join(READERS)}")
     options: dict[str, Any] = {"unit": unit, "split": split}
     allowed = {"longmemeval": {"unit"}, "locomo": {"unit"}, "beir": {"split"}}.get(name, set())
     for option, value in options.items():
         if value is not None and option not in allowed:
-            raise ValueError(f"{option}={value!r} means nothing to the format {name}; leave it out")
+            raise ValueError(f"{option}={value!r} is not an option of the format {name}; leave it out")
     options = {option: value for option, value in options.items() if value is not None}
     if name in ("dpr", "beir"):
         options["candidates"] = candidates
     examples: list[LabelledExample] = []
     problems: list[MalformedRecord] = []
-    for found in READERS[name](path, **options):
-        if isinstance(found, MalformedRecord):
-            problems.append(found)
+    for record in READERS[name](path, **options):
+        if isinstance(record, MalformedRecord):
+            problems.append(record)
         else:
-            examples.append(found)
+            examples.append(record)
     if problems and not (skip_bad and examples):
         raise DatasetError(problems)
     if not examples:
         raise ValueError(f"{path} has no examples of the format {name}")
     if problems:
         warnings.warn(f"{path}: {DatasetError(problems)}", UserWarning, stacklevel=2)
-    return examples if candidates is None else [shortened(example, candidates) for example in examples]
+    return examples if candidates is None else [keep_candidates(example, candidates) for example in examples]
 
 
-def recognise(path: Path) -> str:
+def detect_format(path: Path) -> str:
     """The format of a file or folder.
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: no known format; the message has the fields found and the formats there are.
-        DatasetError: nothing at the beginning of the file can be read.
+        FileNotFoundError: no such file or folder.
+        ValueError: no known format; the message has the fields and the known formats.
+        DatasetError: the beginning of the file cannot be parsed.
     """
     if path.is_dir():
         if (path / "corpus.jsonl").exists():
@@ -141,42 +141,42 @@ def recognise(path: Path) -> str:
         if marks <= fields:
             return name
     raise ValueError(
-        f"{path} has records with the fields {sorted(fields)}, which is no format known here "
+        f"{path} has records with the fields {sorted(fields)}, which match no known format "
         f"({', '.join(READERS)}); name it with format= (--format)"
     )
 
 
-def order_of(example: LabelledExample, order: Order, seed: int = 0) -> list[int]:
-    """Indices of the documents as given, reversed, or shuffled by seed, id and query (so alike in every run).
+def document_order(example: LabelledExample, order: Order, seed: int = 0) -> list[int]:
+    """Indices of the documents as given, reversed, or shuffled by seed, id and query (the same in every run).
 
     Raises:
         ValueError: an unknown order.
     """
     if order not in ORDERS:
         raise ValueError(f"order={order!r}: expected one of {', '.join(ORDERS)}")
-    places = list(range(len(example.documents)))
+    indices = list(range(len(example.documents)))
     if order == "reversed":
-        places.reverse()
+        indices.reverse()
     elif order == "shuffled":
-        places = random.Random(f"{seed} {example.id} {example.query}").sample(places, len(places))
-    return places
+        indices = random.Random(f"{seed} {example.id} {example.query}").sample(indices, len(indices))
+    return indices
 
 
 def ordered(example: LabelledExample, order: Order, seed: int = 0) -> LabelledExample:
     """The example with its documents in that order."""
-    return example.reordered(order_of(example, order, seed))
+    return example.reordered(document_order(example, order, seed))
 
 
-def sampled(
+def sample_examples(
     examples: Sequence[LabelledExample], *, count: int | None = None, part: tuple[int, int] = (1, 1), seed: int = 0
 ) -> list[LabelledExample]:
-    """Some of the examples, in their order.
+    """A part or a random sample of the examples, in their order.
 
     Args:
         examples: the data set.
         count: how many at most, drawn with the seed; None is all.
-        part: (2, 3) is the second of three parts, which hold every third example: parts to detect heads on and to test
-            them on have no question in common.
+        part: (2, 3) is the second of three disjoint parts of every third example: one to detect heads on, another to
+            test them.
         seed: of the draw.
 
     Raises:

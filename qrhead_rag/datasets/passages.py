@@ -1,6 +1,6 @@
-"""Passages and lists without labels, as the command line and data sets bring them.
+"""Passages and lists without labels, for the command line and the cluster.
 
-A file of passages is text with a document a line, or JSON lines. A list to rank is one record of a data set:
+A file of passages is text with a document on each line, or JSON Lines. A list to rank is a JSON object:
 
     {"id": 7, "query": "When does the ferry leave?", "documents": ["At nine.", {"text": "...", "id": "b"}]}
 """
@@ -15,12 +15,12 @@ FileFormat: TypeAlias = Literal["txt", "jsonl"]
 
 
 def parse_passages(content: bytes, file_format: FileFormat, name: str) -> list[tuple[int, Passage]]:
-    """The passages of a file, each with the number of its line, from 1. Blank lines are no passages.
+    """The passages of a file, each with the number of its line, from 1. Blank lines are skipped.
 
     Args:
-        content: what the file holds, in UTF-8.
-        file_format: "txt" (a document a line) or "jsonl" (an object a line: text, perhaps title and id; what else it
-            has becomes metadata).
+        content: of the file, in UTF-8.
+        file_format: "txt" (a document on each line) or "jsonl" (an object on each line: text, perhaps title and id;
+            other fields become metadata).
         name: the file's name, for messages.
 
     Raises:
@@ -29,10 +29,12 @@ def parse_passages(content: bytes, file_format: FileFormat, name: str) -> list[t
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        place = 1 + content.count(b"\n", 0, error.start)
-        raise ValueError(f"{name}:{place}: not UTF-8 (byte {content[error.start]:#04x}); convert the file") from error
+        line_number = 1 + content.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"{name}:{line_number}: not UTF-8 (byte {content[error.start]:#04x}); convert the file"
+        ) from error
     passages = []
-    # str.splitlines would also cut at U+2028 and its like, which may stand inside a text.
+    # str.splitlines would also split at U+2028, which may occur inside a text.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -40,13 +42,13 @@ def parse_passages(content: bytes, file_format: FileFormat, name: str) -> list[t
             passages.append((number, Passage(text=line.removesuffix("\r"))))
             continue
         try:
-            passages.append((number, passage_of(_parsed(line))))
+            passages.append((number, passage_of(_parse_line(line))))
         except ValueError as error:
             raise ValueError(f"{name}:{number}: {error}") from error
     return passages
 
 
-def _parsed(line: str) -> Any:
+def _parse_line(line: str) -> Any:
     try:
         return parse_json(line)
     except json.JSONDecodeError as error:
@@ -54,10 +56,13 @@ def _parsed(line: str) -> Any:
 
 
 def passage_of(value: Any) -> Passage:
-    """The passage that a JSON value describes: text, perhaps title and id; what else it has becomes metadata.
+    """The passage that a JSON value describes: text, perhaps title and id; other fields become metadata.
 
     Raises:
-        ValueError: not an object, or a field of the wrong type; the message names it and what was found.
+        ValueError: not an object, or a field of the wrong type; the message has both types.
+
+    >>> passage_of({"text": "The ferry leaves at nine.", "page": 3}).metadata
+    {'page': 3}
     """
     if not isinstance(value, dict):
         raise ValueError(f'found a JSON {type(value).__name__}; expected an object like {{"text": "..."}}')
@@ -77,15 +82,19 @@ def passage_of(value: Any) -> Passage:
     )
 
 
-def _metadata(left: dict[str, Any]) -> dict[str, Any]:
-    inner = left.pop("metadata", None)
+def _metadata(fields: dict[str, Any]) -> dict[str, Any]:
+    inner = fields.pop("metadata", None)
     if not isinstance(inner, dict | None):
         raise ValueError(f"metadata is {inner!r:.40}; expected an object or none")
-    return left | (inner or {})
+    return fields | (inner or {})
 
 
 class ListRecord(NamedTuple):
-    """A query and the documents to rank for it."""
+    """A query and the documents to rank for it; `list_record` makes one.
+
+    >>> list_record({"id": 7, "query": "When?", "documents": ["At nine."]}).documents[0].text
+    'At nine.'
+    """
 
     id: str | int | None
     query: str
@@ -93,10 +102,10 @@ class ListRecord(NamedTuple):
 
 
 def list_record(value: Any) -> ListRecord:
-    """The list that a JSON value describes; fields it has besides id, query and documents are passed over.
+    """The list that a JSON value describes; other fields than id, query and documents are ignored.
 
     Raises:
-        ValueError: a field is missing or of another type; the message names it and what was found.
+        ValueError: a field is missing or of another type; the message names it and its value.
     """
     if not isinstance(value, dict):
         raise ValueError(f"found a JSON {type(value).__name__}; expected an object with query and documents")
@@ -108,11 +117,13 @@ def list_record(value: Any) -> ListRecord:
         raise ValueError(f"documents is {documents!r:.40}; expected a list of strings or objects with text")
     if isinstance(identifier, bool) or not isinstance(identifier, str | int | None):
         raise ValueError(f"id is {identifier!r:.40}; expected a string, a whole number or none")
-    return ListRecord(identifier, check_query(query), [_document(found, at) for at, found in enumerate(documents)])
+    return ListRecord(
+        identifier, check_query(query), [_document(value, index) for index, value in enumerate(documents)]
+    )
 
 
-def _document(value: Any, place: int) -> Passage:
+def _document(value: Any, index: int) -> Passage:
     try:
         return Passage(text=value) if isinstance(value, str) else passage_of(value)
     except ValueError as error:
-        raise ValueError(f"document {place}: {error}") from error
+        raise ValueError(f"document {index}: {error}") from error

@@ -1,7 +1,7 @@
 """Readers of question sets, whose records carry their own passages: QRHead's JSON, HotpotQA (and 2WikiMultihopQA, which
 shares its format), MuSiQue, retriever output as DPR writes it (Natural Questions), and plain JSONL.
 
-Each format is a pydantic model of its record; fields that are not used are not asked for.
+Each format is a pydantic model of its record; unused fields may be missing.
 """
 
 import re
@@ -14,10 +14,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.datasets.examples import LabelledExample
-from qrhead_rag.datasets.records import Found, json_records, parse_records
+from qrhead_rag.datasets.records import ParsedExamples, json_records, parse_records
 from qrhead_rag.files import write_json_lines
 
-FILLED_TO = 20  # documents in a list made by adding negatives, where the caller names no number
+FILLED_LENGTH = 20  # documents in a list filled with negatives, by default
 
 
 class _Record(BaseModel):
@@ -41,16 +41,16 @@ class _QRHead(_Record):
     gt_docs: list[int | str]
 
 
-def read_qrhead(path: Path) -> Found:
+def read_qrhead(path: Path) -> ParsedExamples:
     """The JSON of the published QRHead code: idx, question, paragraphs[idx, title, paragraph_text], gt_docs."""
 
-    def examples(record: _QRHead, place: int) -> Iterator[LabelledExample]:
+    def examples(record: _QRHead, index: int) -> Iterator[LabelledExample]:
         ids = [str(paragraph.idx) for paragraph in record.paragraphs]
         yield LabelledExample(
             id=str(record.idx),
             query=record.question,
             documents=tuple(paragraph.passage() for paragraph in record.paragraphs),
-            relevant=_places(ids, [str(name) for name in record.gt_docs], "gt_docs", "paragraph idx"),
+            relevant=_indices(ids, [str(name) for name in record.gt_docs], "gt_docs", "paragraph idx"),
         )
 
     return parse_records(path, json_records(path), _QRHead, examples)
@@ -75,26 +75,26 @@ class _HotpotQA(_Record):
         return value
 
 
-def read_hotpotqa(path: Path) -> Found:
+def read_hotpotqa(path: Path) -> ParsedExamples:
     """HotpotQA and 2WikiMultihopQA: context[title, sentences], supporting_facts[title, sentence].
 
     A paragraph is relevant when a supporting fact names its title.
     """
 
-    def examples(record: _HotpotQA, place: int) -> Iterator[LabelledExample]:
+    def examples(record: _HotpotQA, index: int) -> Iterator[LabelledExample]:
         titles = [title for title, _ in record.context]
-        wanted = {title for title, _ in record.supporting_facts}
-        if absent := sorted(wanted - set(titles)):
-            raise ValueError(f"supporting_facts name {absent}, which are no titles of the context {titles}")
+        supporting = {title for title, _ in record.supporting_facts}
+        if absent := sorted(supporting - set(titles)):
+            raise ValueError(f"supporting_facts name {absent}, which are not titles of the context {titles}")
         yield LabelledExample(
-            id=record.id or str(place),
+            id=record.id or str(index),
             query=record.question,
             answer=record.answer,
             documents=tuple(
                 Passage(title=title, text=" ".join(sentence.strip() for sentence in sentences), id=title)
                 for title, sentences in record.context
             ),
-            relevant=tuple(index for index, title in enumerate(titles) if title in wanted),
+            relevant=tuple(i for i, title in enumerate(titles) if title in supporting),
             metadata={"type": record.type, "level": record.level},
         )
 
@@ -109,10 +109,10 @@ class _MuSiQue(_Record):
     paragraphs: list[_Paragraph]
 
 
-def read_musique(path: Path) -> Found:
-    """MuSiQue: paragraphs[idx, title, paragraph_text, is_supporting]; an unanswerable question has no relevant one."""
+def read_musique(path: Path) -> ParsedExamples:
+    """MuSiQue: paragraphs[idx, title, paragraph_text, is_supporting]; the unanswerable have no relevant one."""
 
-    def examples(record: _MuSiQue, place: int) -> Iterator[LabelledExample]:
+    def examples(record: _MuSiQue, index: int) -> Iterator[LabelledExample]:
         yield LabelledExample(
             id=record.id,
             query=record.question,
@@ -143,22 +143,22 @@ class _DPR(_Record):
     ctxs: list[_Context]
 
 
-def read_dpr(path: Path, candidates: int | None = None) -> Found:
+def read_dpr(path: Path, candidates: int | None = None) -> ParsedExamples:
     """Retriever output as DPR writes it: question, answers, ctxs[title, text, hasanswer, isgold].
 
     Relevant are the passages marked `isgold`, or those with `hasanswer` where none says `isgold`. Lists that hold
     nothing but relevant passages are filled with the passages of the whole file that BM25 ranks best for the question,
-    leaving out those in which one of the answers stands; the relevant ones take their place among them by BM25.
+    except those that contain an answer; the relevant passages are ranked among them by BM25.
 
     Args:
         path: the file.
-        candidates: how long a filled list becomes (20 where None).
+        candidates: length of a filled list (20 where None).
     """
 
-    def examples(record: _DPR, place: int) -> Iterator[LabelledExample]:
+    def examples(record: _DPR, index: int) -> Iterator[LabelledExample]:
         marked = any(context.isgold is not None for context in record.ctxs)
         yield LabelledExample(
-            id=str(place if record.id is None else record.id),
+            id=str(index if record.id is None else record.id),
             query=record.question,
             answer=record.answers[0] if record.answers else None,
             documents=tuple(context.passage() for context in record.ctxs),
@@ -168,23 +168,23 @@ def read_dpr(path: Path, candidates: int | None = None) -> Found:
             metadata={"answers": record.answers},
         )
 
-    found = list(parse_records(path, json_records(path), _DPR, examples))
-    bare = [one for one in found if isinstance(one, LabelledExample) and len(one.relevant) == len(one.documents)]
+    records = list(parse_records(path, json_records(path), _DPR, examples))
+    bare = [r for r in records if isinstance(r, LabelledExample) and len(r.relevant) == len(r.documents)]
     if not bare:
-        return iter(found)
-    pool = list({(passage.title, passage.text): passage for one in bare for passage in one.documents}.values())
-    index = BM25([passage.content for passage in pool])
-    filled = {id(one): _filled(one, pool, index, candidates or FILLED_TO) for one in bare}
-    return (filled.get(id(one), one) for one in found)
+        return iter(records)
+    pool = list({(passage.title, passage.text): passage for record in bare for passage in record.documents}.values())
+    bm25 = BM25([passage.content for passage in pool])
+    filled = {id(record): _fill_list(record, pool, bm25, candidates or FILLED_LENGTH) for record in bare}
+    return (filled.get(id(record), record) for record in records)
 
 
-def _filled(example: LabelledExample, pool: Sequence[Passage], index: BM25, length: int) -> LabelledExample:
+def _fill_list(example: LabelledExample, pool: Sequence[Passage], bm25: BM25, length: int) -> LabelledExample:
     gold = {(passage.title, passage.text) for passage in example.documents}
     answers = [re.escape(answer) for answer in example.metadata["answers"] if answer.strip()]
     answered = re.compile(rf"(?<!\w)(?:{'|'.join(answers)})(?!\w)", re.IGNORECASE) if answers else None
     chosen: list[Passage] = []
     negatives = 0
-    for passage in (pool[place] for place in index.best(example.query, len(pool))):
+    for passage in (pool[index] for index in bm25.best(example.query, len(pool))):
         if (passage.title, passage.text) in gold:
             chosen.append(passage)
         elif negatives < length - len(gold) and not (answered and answered.search(passage.content)):
@@ -207,22 +207,22 @@ class _Plain(_Record):
     metadata: dict[str, Any] = {}
 
 
-def read_jsonl(path: Path) -> Found:
-    """Plain JSONL, one LabelledExample a line: query, documents (texts, or objects with text, title, id), relevant.
+def read_jsonl(path: Path) -> ParsedExamples:
+    """Plain JSONL, a LabelledExample on each line: query, documents (texts, or objects with text, title, id), relevant.
 
     `relevant` are indices into documents, or document ids where they are strings. `write_jsonl` writes this format.
     """
 
-    def examples(record: _Plain, place: int) -> Iterator[LabelledExample]:
-        documents = [Passage(text=one) if isinstance(one, str) else one for one in record.documents]
+    def examples(record: _Plain, index: int) -> Iterator[LabelledExample]:
+        documents = [Passage(text=value) if isinstance(value, str) else value for value in record.documents]
         named = [name for name in record.relevant if isinstance(name, str)]
         ids = [document.id or "" for document in documents]
         yield LabelledExample(
-            id=str(place if record.id is None else record.id),
+            id=str(index if record.id is None else record.id),
             query=record.query,
             answer=record.answer,
             documents=tuple(documents),
-            relevant=_places(ids, named, "relevant", "document id")
+            relevant=_indices(ids, named, "relevant", "document id")
             if named
             else tuple(index for index in record.relevant if isinstance(index, int)),
             grades=tuple(record.grades),
@@ -234,11 +234,11 @@ def read_jsonl(path: Path) -> Found:
 
 
 def write_jsonl(examples: Sequence[LabelledExample], path: Path) -> None:
-    """Write examples as plain JSONL, which `read_jsonl` reads back equal: candidate lists made once, used again."""
+    """Write examples as plain JSONL, which `read_jsonl` reads back equal: a way to reuse candidate lists."""
     write_json_lines(path, (example.model_dump() for example in examples))
 
 
-def _places(ids: Sequence[str], named: Sequence[str], field: str, what: str) -> tuple[int, ...]:
+def _indices(ids: Sequence[str], named: Sequence[str], field: str, what: str) -> tuple[int, ...]:
     if unknown := [name for name in named if name not in ids]:
-        raise ValueError(f"{field} names {unknown}, expected a {what}: one of {list(ids)[:20]}")
+        raise ValueError(f"{field} names {unknown}; expected a {what} among {list(ids)[:20]}")
     return tuple(ids.index(name) for name in named)

@@ -1,6 +1,6 @@
 """Records of a file of labelled data, each with the line it stands on, and what is wrong with those that are malformed.
 
-This file knows no format.
+No format is named here.
 """
 
 import gzip
@@ -33,12 +33,12 @@ class DatasetError(ValueError):
 
     def __init__(self, problems: Sequence[MalformedRecord]) -> None:
         self.problems = tuple(problems)
-        shown = [str(problem) for problem in self.problems[:10]]
-        if len(self.problems) > len(shown):
-            shown.append(f"and {len(self.problems) - len(shown)} more")
+        lines = [str(problem) for problem in self.problems[:10]]
+        if len(self.problems) > len(lines):
+            lines.append(f"and {len(self.problems) - len(lines)} more")
         super().__init__(
             f"{len(self.problems)} malformed records; mend them, or skip them with skip_bad=True (--skip-bad):\n  "
-            + "\n  ".join(shown)
+            + "\n  ".join(lines)
         )
 
 
@@ -47,8 +47,8 @@ _FOREIGN = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of byte
 
 Record = TypeVar("Record", bound=BaseModel)
 
-
-Found: TypeAlias = Iterator[LabelledExample | MalformedRecord]
+ParsedExamples: TypeAlias = Iterator[LabelledExample | MalformedRecord]
+"""What every reader yields: examples, and the records that could not be used."""
 
 
 class RawRecord(NamedTuple):
@@ -59,36 +59,36 @@ class RawRecord(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, which may be gzipped (its name ends in .gz); `foreign_bytes` tells what in it is no UTF-8.
+    """The text of a file, which may be gzipped (its name ends in .gz); `foreign_bytes` reports what in it is not UTF-8.
 
     Raises:
-        ValueError: a gzipped file that is cut off or damaged.
+        ValueError: a gzip file that is truncated or damaged.
     """
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is no whole gzip file ({error}); fetch it again") from error
-    # bytes that are no UTF-8 stay in their place, so that only the record they are in is malformed
+            raise ValueError(f"{path} is not a complete gzip file ({error}); fetch it again") from error
+    # undecodable bytes are kept, so that only the record they are in is malformed
     return content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
 
 
 def foreign_bytes(text: str) -> str | None:
-    """What is wrong with a text of `read_text` that is not all UTF-8; None where it is.
+    """The first byte of a text from `read_text` that is not UTF-8, as a message; None if all of it is.
 
     >>> foreign_bytes("caf\\udce9"), foreign_bytes("café")
     ('not UTF-8: byte 0xe9', None)
     """
-    found = _FOREIGN.search(text)
-    return None if found is None else f"not UTF-8: byte 0x{ord(found[0]) - 0xDC00:02x}"
+    match = _FOREIGN.search(text)
+    return None if match is None else f"not UTF-8: byte 0x{ord(match[0]) - 0xDC00:02x}"
 
 
 def json_records(path: Path) -> Iterator[RawRecord | MalformedRecord]:
     """The records of a JSON file: the elements of an array, one object, or one object a line (JSONL).
 
-    A line of JSONL that does not parse is malformed and the next one is read; inside an array nothing can be found
-    again after a syntax error, so that error ends the file.
+    A line of JSONL that does not parse is malformed and the next line is read. Inside an array there is no way to
+    resume after a syntax error, so that error ends the file.
     """
     text = read_text(path)
     start = _skip_space(text, 0)
@@ -109,7 +109,7 @@ def json_records(path: Path) -> Iterator[RawRecord | MalformedRecord]:
 
 
 def _lines(path: Path, text: str) -> Iterator[RawRecord | MalformedRecord]:
-    # str.splitlines would also cut at U+2028 and its like, which may stand unescaped inside a JSON string
+    # str.splitlines would also split at U+2028, which may occur unescaped inside a JSON string
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -122,31 +122,31 @@ def _lines(path: Path, text: str) -> Iterator[RawRecord | MalformedRecord]:
             yield MalformedRecord(path, number, f"not JSON: {error.msg} at column {error.colno}")
 
 
-def _array_elements(path: Path, text: str, at: int) -> Iterator[RawRecord | MalformedRecord]:
+def _array_elements(path: Path, text: str, offset: int) -> Iterator[RawRecord | MalformedRecord]:
     decoder = json.JSONDecoder()
     line, counted = 1, 0
-    at = _skip_space(text, at)
+    offset = _skip_space(text, offset)
     try:
-        while text[at : at + 1] != "]":
-            line, counted = line + text.count("\n", counted, at), at
-            value, end = decoder.raw_decode(text, at)
-            foreign = foreign_bytes(text[at:end])
+        while text[offset : offset + 1] != "]":
+            line, counted = line + text.count("\n", counted, offset), offset
+            value, end = decoder.raw_decode(text, offset)
+            foreign = foreign_bytes(text[offset:end])
             yield MalformedRecord(path, line, foreign) if foreign else RawRecord(line, value)
-            at = _skip_space(text, end)
-            if text[at : at + 1] == ",":
-                at = _skip_space(text, at + 1)
-            elif text[at : at + 1] != "]":
-                raise json.JSONDecodeError("expected ',' or ']'", text, at)
+            offset = _skip_space(text, end)
+            if text[offset : offset + 1] == ",":
+                offset = _skip_space(text, offset + 1)
+            elif text[offset : offset + 1] != "]":
+                raise json.JSONDecodeError("expected ',' or ']'", text, offset)
     except json.JSONDecodeError as error:
         yield MalformedRecord(path, error.lineno, f"not JSON: {error.msg}; nothing after it was read")
     except (RecursionError, ValueError) as error:
         yield MalformedRecord(path, line, f"not JSON: {error}; nothing after it was read")
 
 
-def _skip_space(text: str, at: int) -> int:
-    while text[at : at + 1].isspace():
-        at += 1
-    return at
+def _skip_space(text: str, offset: int) -> int:
+    while text[offset : offset + 1].isspace():
+        offset += 1
+    return offset
 
 
 def parse_records(
@@ -154,34 +154,37 @@ def parse_records(
     records: Iterable[RawRecord | MalformedRecord],
     schema: type[Record],
     to_examples: Callable[[Record, int], Iterable[LabelledExample | ValueError]],
-) -> Found:
-    """Examples of each record, or why there is none.
+) -> ParsedExamples:
+    """The examples in each record, or why there are none.
 
     Args:
         path: the file, for the report.
-        records: what `json_records` found in it.
+        records: what `json_records` read from it.
         schema: the format's record, as a pydantic model.
-        to_examples: a record and its place in the file (from 0) to the examples in it. A ValueError it raises makes the
-            rest of the record malformed; one it yields stands for a single bad example, and the others go on.
+        to_examples: a record and its index in the file to the examples in it. A ValueError that it raises makes the
+            rest of the record malformed; one that it yields stands for a single bad example.
     """
-    for place, raw in enumerate(records):
+    for index, raw in enumerate(records):
         if isinstance(raw, MalformedRecord):
             yield raw
             continue
         try:
-            for found in to_examples(schema.model_validate(raw.value), place):
-                yield MalformedRecord(path, raw.line, reason(found)) if isinstance(found, ValueError) else found
+            for example in to_examples(schema.model_validate(raw.value), index):
+                if isinstance(example, ValueError):
+                    yield MalformedRecord(path, raw.line, summarize_error(example))
+                else:
+                    yield example
         except ValueError as error:
-            yield MalformedRecord(path, raw.line, reason(error))
+            yield MalformedRecord(path, raw.line, summarize_error(error))
 
 
-def reason(error: ValueError) -> str:
-    """What is wrong, in one line; of a pydantic error the first three places and what was expected there."""
+def summarize_error(error: ValueError) -> str:
+    """An error as one line; of a pydantic error the first three fields and what was expected there."""
     if not isinstance(error, ValidationError):
         return str(error)
-    found = []
-    for one in error.errors(include_url=False):
-        where = ".".join(str(part) for part in one["loc"])
-        found.append(f"{where}: {one['msg']}" if where else one["msg"])
-    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    return "; ".join(found[:3]) + more
+    problems = []
+    for detail in error.errors(include_url=False):
+        field = ".".join(str(part) for part in detail["loc"])
+        problems.append(f"{field}: {detail['msg']}" if field else detail["msg"])
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more

@@ -1,16 +1,15 @@
-"""Which heads to choose: what a head is worth, how well sets of heads rank, whether the same would be found again.
+"""How to choose heads: the value of each head, the quality of head sets, and the stability of the choice.
 
     mass         calibrated attention on the relevant documents (QRHead, Zhang et al., arXiv 2506.09944, eq. 1)
     ndcg         nDCG@10 of the ranking by this head alone (the selection for the BEIR experiments of the same paper)
     contrastive  softmax over the documents at a temperature, its mass on the relevant ones (CoRe heads, Tran et al.,
-                 arXiv 2510.02219); its published detector knows one relevant document a list, here there may be several
+                 arXiv 2510.02219); its published detector has one relevant document per list, here there may be several
 
-`mass` prefers heads that attend much, the other two heads that attend selectively.
+`mass` prefers heads with much attention, the other two prefer selective heads.
 
-Sets are judged on examples that had no part in choosing them. A set's score of a document is taken as the sum of its
-heads' own scores, as they were recorded. In the score itself the heads are summed before the token mask is applied
-(core/scoring.py), so these numbers are close to, not equal to, what a retriever with that set reaches; `qrhead
-evaluate` measures that.
+Sets are evaluated on held-out examples. A set's score of a document is the sum of its heads' recorded scores. A
+retriever sums the heads before it applies the token mask (core/scoring.py), so these numbers are close to its own, not
+equal; `qrhead evaluate` measures those.
 """
 
 import random
@@ -28,11 +27,11 @@ Criterion: TypeAlias = Literal["contrastive", "mass", "ndcg"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 TEMPERATURE = 0.01
-"""The published heads of CoRe were found at .001 (Mistral, Granite) and .1 (Llama, Phi)."""
+"""The published CoRe heads used .001 (Mistral, Granite) and .1 (Llama, Phi)."""
 
 
 def mass(scores: Tensor, relevant: Sequence[int]) -> Tensor:
-    """Score on the relevant documents, summed. # (heads, documents) -> (heads,)
+    """Score on the relevant documents, summed. Shape: (heads, documents) -> (heads,)
 
     >>> mass(torch.tensor([[1.0, 2.0, 4.0], [3.0, 0.0, 0.0]]), [0, 2]).tolist()
     [5.0, 3.0]
@@ -41,7 +40,7 @@ def mass(scores: Tensor, relevant: Sequence[int]) -> Tensor:
 
 
 def contrastive(scores: Tensor, relevant: Sequence[int], temperature: float = TEMPERATURE) -> Tensor:
-    """Mass on the relevant documents of a softmax over all of the list. # (heads, documents) -> (heads,)
+    """Mass on the relevant documents of a softmax over the list. Shape: (heads, documents) -> (heads,)
 
     >>> contrastive(torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 9.0, 0.0, 9.0]]), [1, 3], temperature=0.1).tolist()
     [0.5, 1.0]
@@ -50,7 +49,7 @@ def contrastive(scores: Tensor, relevant: Sequence[int], temperature: float = TE
 
 
 def head_values(recorded: RecordedExample, criterion: Criterion, temperature: float = TEMPERATURE) -> Tensor:
-    """What every head is worth on an example. # (heads,)"""
+    """The value of every head on an example. Shape: (heads,)"""
     relevant = recorded.example.relevant
     by_name: dict[Criterion, Callable[[], Tensor]] = {
         "mass": lambda: mass(recorded.scores, relevant),
@@ -61,7 +60,7 @@ def head_values(recorded: RecordedExample, criterion: Criterion, temperature: fl
 
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
-"""Numbers of heads that are tried."""
+"""Numbers of heads that detection tries."""
 
 
 def assign_folds(groups: Sequence[int], num_folds: int, seed: int = 0) -> list[int]:
@@ -73,15 +72,19 @@ def assign_folds(groups: Sequence[int], num_folds: int, seed: int = 0) -> list[i
     draw = random.Random(seed)
     folds = [0] * len(groups)
     for group in sorted(set(groups)):
-        members = [place for place, one in enumerate(groups) if one == group]
+        members = _members(groups, group)
         draw.shuffle(members)
-        for turn, place in enumerate(members):
-            folds[place] = (turn + group) % num_folds
+        for number, index in enumerate(members):
+            folds[index] = (number + group) % num_folds
     return folds
 
 
+def _members(groups: Sequence[int], group: int) -> list[int]:
+    return [index for index, member_of in enumerate(groups) if member_of == group]
+
+
 def group_weights(groups: Sequence[int]) -> Tensor:
-    """Weights by which every group counts alike, whatever its size; they sum to 1. # (examples,)
+    """Weights that give every group the same total; they sum to 1. Shape: (examples,)
 
     >>> group_weights([0, 0, 0, 0, 1]).tolist()
     [0.125, 0.125, 0.125, 0.125, 0.5]
@@ -91,12 +94,12 @@ def group_weights(groups: Sequence[int]) -> Tensor:
 
 
 def best_heads(values: Tensor, weights: Tensor, eligible: Tensor) -> list[int]:
-    """Eligible heads by their weighted mean value, best first; equal ones in the order of the model.
+    """Eligible heads by weighted mean value, best first; ties in the order of the model.
 
     Args:
-        values: # (examples, heads)
-        weights: 0 leaves an example out. # (examples,)
-        eligible: boolean. # (heads,)
+        values: of each head on each example. Shape: (examples, heads)
+        weights: 0 leaves an example out. Shape: (examples,)
+        eligible: boolean. Shape: (heads,)
     """
     means = weights @ values / weights.sum()  # (heads,)
     order: list[int] = means.sort(descending=True, stable=True).indices.tolist()
@@ -111,16 +114,16 @@ def set_quality(
     Args:
         recorded: the examples, read one at a time.
         folds: the fold of each.
-        sets: for each fold, the head sets (rows of the recorded scores) to rank its examples by; as many in every fold.
+        sets: for each fold, the head sets (rows of the recorded scores) that rank its examples, as many in every fold.
 
     Returns:
-        # (examples, sets)
+        Shape: (examples, sets)
     """
-    found = []
+    rows = []
     for (example, scores), fold in zip(recorded, folds, strict=True):
         sums = torch.stack([scores[list(heads)].sum(dim=0) for heads in sets[fold]])  # (sets, documents)
-        found.append(ndcg_of_scores(sums, example))
-    return torch.stack(found)
+        rows.append(ndcg_of_scores(sums, example))
+    return torch.stack(rows)
 
 
 def smallest_as_good(quality: Tensor, weights: Tensor, sizes: Sequence[int]) -> int:
@@ -130,14 +133,14 @@ def smallest_as_good(quality: Tensor, weights: Tensor, sizes: Sequence[int]) -> 
     1984, on pairs): a larger set has to earn its heads.
 
     Args:
-        quality: of each number of heads on each example. # (examples, sizes)
-        weights: of each example. # (examples,)
+        quality: of each number of heads on each example. Shape: (examples, sizes)
+        weights: of each example. Shape: (examples,)
         sizes: the numbers of heads, ascending.
     """
     weights = weights / weights.sum()
     best = int((weights @ quality).argmax())
-    for place, size in enumerate(sizes):
-        lost = quality[:, best] - quality[:, place]  # (examples,)
+    for index, size in enumerate(sizes):
+        lost = quality[:, best] - quality[:, index]  # (examples,)
         mean = weights @ lost
         error = ((weights**2) @ (lost - mean) ** 2).sqrt()
         if mean <= error:
@@ -146,15 +149,19 @@ def smallest_as_good(quality: Tensor, weights: Tensor, sizes: Sequence[int]) -> 
 
 
 class Stability(BaseModel):
-    """How firmly the top heads stand.
+    """How stable the choice of the top heads is.
 
     Attributes:
         num_heads: how many top heads are compared.
         halves: share of the top heads that two disjoint halves of the examples have in common, mean over random splits;
             None with fewer than four examples.
-        resamples: share of the top heads found on a bootstrap resample of the examples, mean over resamples.
-        frequency: for each of the top heads, in their order, in what share of the resamples it is found again.
-        chance: the share that two sets drawn blindly have in common.
+        resamples: share of the top heads chosen again on a bootstrap resample of the examples, mean over resamples.
+        frequency: for each of the top heads, in their order, the share of resamples that choose it again.
+        chance: share that two random sets have in common.
+
+    >>> values = torch.tensor([[3.0, 1.0, 0.0]] * 4)  # (examples, heads)
+    >>> stability(values, [0, 0, 0, 0], torch.tensor([True, True, True]), 1).halves
+    1.0
     """
 
     model_config = ConfigDict(frozen=True)
@@ -167,7 +174,7 @@ class Stability(BaseModel):
 
 
 def overlap(first: Sequence[int], second: Sequence[int]) -> float:
-    """The share of the first that is in the second.
+    """The share of the first heads that are among the second.
 
     >>> overlap([1, 2, 3, 4], [4, 5, 1])
     0.5
@@ -188,16 +195,16 @@ def stability(
     """Compare the top heads over halves and resamples of the examples, drawn within each group (data set).
 
     Args:
-        values: what each head is worth on each example. # (examples, heads)
+        values: of each head on each example. Shape: (examples, heads)
         groups: the data set of each example.
-        eligible: heads that may be chosen. # (heads,)
+        eligible: heads that may be chosen. Shape: (heads,)
         num_heads: how many are compared.
         num_splits: random splits into halves.
         num_resamples: bootstrap resamples.
         seed: of the draws.
     """
     draw = random.Random(seed)
-    members = [[place for place, one in enumerate(groups) if one == group] for group in sorted(set(groups))]
+    members = [_members(groups, group) for group in sorted(set(groups))]
 
     def top(counts: Tensor) -> list[int]:
         return best_heads(values, counts * group_weights(groups), eligible)[:num_heads]
@@ -209,14 +216,14 @@ def stability(
         for group in members:
             first[draw.sample(group, len(group) // 2)] = 1
         halves.append(overlap(top(first), top(1 - first)))
-    again = []
+    resampled = []
     for _ in range(num_resamples):
-        drawn = [place for group in members for place in draw.choices(group, k=len(group))]
-        again.append(top(torch.bincount(torch.tensor(drawn), minlength=len(groups)).float()))
+        drawn = [index for group in members for index in draw.choices(group, k=len(group))]
+        resampled.append(top(torch.bincount(torch.tensor(drawn), minlength=len(groups)).float()))
     return Stability(
         num_heads=num_heads,
         halves=sum(halves) / len(halves) if halves else None,
-        resamples=sum(overlap(chosen, found) for found in again) / len(again),
-        frequency=tuple(sum(head in found for found in again) / len(again) for head in chosen),
+        resamples=sum(overlap(chosen, heads) for heads in resampled) / len(resampled),
+        frequency=tuple(sum(head in heads for heads in resampled) / len(resampled) for head in chosen),
         chance=num_heads / int(eligible.sum()),
     )

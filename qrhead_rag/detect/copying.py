@@ -1,9 +1,9 @@
 """Retrieval heads of Wu et al. (ICLR 2025, arXiv 2404.15574), for comparison: heads that copy.
 
-A needle stands in a haystack and the model is asked for it. A head copies a token when the token it attends to most
-is the one being generated and stands inside the answer's words in the needle; its score is the share of those words'
-tokens that it copies, averaged over the runs in which the model finds the needle. Needles and haystack are this
-project's own.
+A needle is inserted into a haystack and the model is asked for it. A head copies a token when the token with most of
+its attention is the one being generated and belongs to the answer inside the needle. Its score is the share of the
+answer's tokens that it copies, averaged over the runs in which the model retrieves the needle. Needles and haystack are
+this project's own.
 """
 
 import json
@@ -23,12 +23,16 @@ from qrhead_rag.evaluate.writer import Writer
 
 LENGTHS = (500, 1000)
 DEPTHS = (0.2, 0.5, 0.8)
-FOUND = 0.5
+RETRIEVED_SHARE = 0.5
 """Share of the answer's tokens that must be generated for a run to count, as in the published code."""
 
 
 class Needle(NamedTuple):
-    """A sentence that fits nowhere, what to ask for, and the words of it that answer."""
+    """A sentence that does not belong to the haystack, a question about it, and the words of it that answer.
+
+    >>> load_needles()[0].answer in load_needles()[0].needle
+    True
+    """
 
     needle: str
     question: str
@@ -36,12 +40,15 @@ class Needle(NamedTuple):
 
 
 class CopyingScores(NamedTuple):
-    """How much every head copies.
+    """The copying score of every head.
 
     Attributes:
-        scores: row layer * num_heads + head; zeros if no needle was found. # (heads,)
-        num_found: runs in which the model found the needle.
-        num_runs: runs in all.
+        scores: row layer * num_heads + head; zeros if no needle was retrieved. Shape: (heads,)
+        num_found: runs in which the model retrieved the needle.
+        num_runs: all runs.
+
+    >>> CopyingScores(torch.zeros(4), num_found=0, num_runs=20).num_runs
+    20
     """
 
     scores: Tensor
@@ -49,13 +56,13 @@ class CopyingScores(NamedTuple):
     num_runs: int
 
 
-def written_needles() -> list[Needle]:
+def load_needles() -> list[Needle]:
     """The needles that come with the package."""
     text = resources.files("qrhead_rag").joinpath("data/needles.jsonl").read_text(encoding="utf-8")
     return [Needle(**json.loads(line)) for line in text.splitlines()]
 
 
-def written_haystack() -> str:
+def load_haystack() -> str:
     """The haystack that comes with the package: about 2,900 tokens of small observations."""
     return resources.files("qrhead_rag").joinpath("data/haystack.txt").read_text(encoding="utf-8")
 
@@ -69,61 +76,61 @@ def copying_scores(
     depths: Sequence[float] = DEPTHS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CopyingScores:
-    """The copying score of every head, from one run for each needle and length, the depths taken in turn.
+    """The copying score of every head, from one run for each needle and length, over alternating depths.
 
     Args:
-        writer: the model, whole.
-        needles: what is hidden; those of the package where None.
-        haystack: where; that of the package where None.
+        writer: the whole model.
+        needles: the package's where None.
+        haystack: the package's where None.
         lengths: tokens of haystack around the needle.
-        depths: where in the haystack, from 0 (its beginning) to 1.
-        on_progress: called with the runs done and the runs in all.
+        depths: of the needle in the haystack, from 0 (its beginning) to 1.
+        on_progress: called with the number of runs done and the total.
 
     Raises:
-        ValueError: an answer whose words do not stand in its needle.
+        ValueError: an answer that is not part of its needle.
     """
-    needles = written_needles() if needles is None else needles
-    haystack = written_haystack() if haystack is None else haystack
+    needles = load_needles() if needles is None else needles
+    haystack = load_haystack() if haystack is None else haystack
     config = writer.model.config.get_text_config()
     every = [(layer, head) for layer in range(config.num_hidden_layers) for head in range(config.num_attention_heads)]
     reader = HeadReader(writer.model, every)
     runs = [(needle, length) for needle in needles for length in lengths]
-    found = []
+    shares = []
     for done, ((needle, length), depth) in enumerate(zip(runs, cycle(depths), strict=False)):
         if on_progress:
             on_progress(done, len(runs))
-        prompt = writer.render(f"{hide(needle, writer, haystack, length, depth)}\n\n{needle.question}")
+        prompt = writer.render(f"{insert_needle(needle, writer, haystack, length, depth)}\n\n{needle.question}")
         ids, span = _locate(prompt, needle, writer)
         generated = writer.generate(ids)
         answer = ids[span.start : span.end]
-        if len(set(answer) & set(generated)) >= FOUND * len(set(answer)):
-            found.append(copied_share(reader, ids, generated, span))
+        if len(set(answer) & set(generated)) >= RETRIEVED_SHARE * len(set(answer)):
+            shares.append(copied_share(reader, ids, generated, span))
     if on_progress:
         on_progress(len(runs), len(runs))
-    scores = torch.stack(found).mean(dim=0) if found else torch.zeros(len(every))
-    return CopyingScores(scores, len(found), len(runs))
+    scores = torch.stack(shares).mean(dim=0) if shares else torch.zeros(len(every))
+    return CopyingScores(scores, len(shares), len(runs))
 
 
-def hide(needle: Needle, writer: Writer, haystack: str, length: int, depth: float) -> str:
-    """The needle between two sentences of the first `length` tokens of the haystack."""
+def insert_needle(needle: Needle, writer: Writer, haystack: str, length: int, depth: float) -> str:
+    """The first `length` tokens of the haystack with the needle between two of its sentences."""
     offsets = writer.tokenizer(haystack, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     text = haystack[: offsets[min(length, len(offsets)) - 1][1]]
     ends = [0, *(match.end() for match in re.finditer(r"[.!?]\s+", text))]
-    at = ends[min(bisect_left(ends, depth * len(text)), len(ends) - 1)]
-    return f"{text[:at]}{needle.needle} {text[at:]}"
+    offset = ends[min(bisect_left(ends, depth * len(text)), len(ends) - 1)]
+    return f"{text[:offset]}{needle.needle} {text[offset:]}"
 
 
 def copied_share(reader: HeadReader, ids: Sequence[int], generated: Sequence[int], span: Span) -> Tensor:
     """Of the tokens in a span, the share that each head copies while the model generates.
 
     Args:
-        reader: reads every head.
-        ids: the prompt.
-        generated: what the model wrote after it.
-        span: the tokens that are to be copied.
+        reader: of every head.
+        ids: of the prompt.
+        generated: ids that the model generated after it.
+        span: tokens to copy.
 
     Returns:
-        # (heads,)
+        Shape: (heads,)
     """
     sequence = [*ids, *generated]
     cache = reader.prefill(torch.tensor([ids[:-1]]))
@@ -132,13 +139,13 @@ def copied_share(reader: HeadReader, ids: Sequence[int], generated: Sequence[int
         last = len(ids) - 1 + step
         attention = reader.read(cache, [Rows([sequence[last]], position=last)])[:, 0]  # (heads, tokens before the last)
         most = attention.max(dim=-1)
-        itself = 1 - attention.sum(dim=-1)  # what is left over goes to the last token itself
-        place = most.indices.where(most.values > itself, last)  # (heads,)
+        itself = 1 - attention.sum(dim=-1)  # the rest goes to the last token itself
+        source = most.indices.where(most.values > itself, last)  # (heads,)
         if copied is None:
-            copied = torch.zeros(len(place), span.end - span.start, dtype=torch.bool)
+            copied = torch.zeros(len(source), span.end - span.start, dtype=torch.bool)
         for target in range(span.start, span.end):
             if sequence[target] == token:
-                copied[:, target - span.start] |= place.cpu() == target
+                copied[:, target - span.start] |= source.cpu() == target
         reader.prefill(torch.tensor([[sequence[last]]]), cache)
     if copied is None:
         raise ValueError("nothing was generated; expected at least one token")
@@ -146,12 +153,12 @@ def copied_share(reader: HeadReader, ids: Sequence[int], generated: Sequence[int
 
 
 def _locate(prompt: str, needle: Needle, writer: Writer) -> tuple[list[int], Span]:
-    """Tokens of the prompt, and which of them are the answer's words inside the needle."""
+    """Token ids of the prompt, and the span of the answer inside the needle."""
     start = prompt.find(needle.needle)
     inside = needle.needle.find(needle.answer)
     if start < 0 or inside < 0:
-        raise ValueError(f"the answer {needle.answer!r} does not stand in the needle {needle.needle!r}")
+        raise ValueError(f"the answer {needle.answer!r} is not part of the needle {needle.needle!r}")
     start, end = start + inside, start + inside + len(needle.answer)
     encoded = writer.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
-    places = [i for i, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
-    return encoded["input_ids"], Span(places[0], places[-1] + 1)
+    tokens = [i for i, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
+    return encoded["input_ids"], Span(tokens[0], tokens[-1] + 1)

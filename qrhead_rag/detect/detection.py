@@ -1,12 +1,12 @@
-"""Labelled examples to a head set: which heads of a model find what a query needs, and what they are worth.
+"""Labelled examples to a head set: which heads of a model rank relevant documents first.
 
     retriever = QRRetriever.from_pretrained(model, heads="all", mode="late")
     recording = record(retriever, examples, "scores/")
     detection = detect({"nq": recording}, retriever.model_name, retriever.shape, retriever.mode)
     detection.head_set("nq").save("heads.json")
 
-Everything is computed from recorded scores (recording.py), so another criterion or number of heads costs seconds.
-Several data sets count alike, whatever their sizes.
+Detection reads recorded scores (recording.py), so another criterion or number of heads costs seconds. Data sets have
+equal weight, whatever their size.
 """
 
 import random
@@ -44,15 +44,15 @@ def detect(
     *,
     copying: Tensor | None = None,
 ) -> Detection:
-    """Choose heads on recorded examples and report what they are worth.
+    """Choose heads on recorded examples and report their quality.
 
     Args:
         recordings: for each data set, its recorded examples.
-        model: name of the model they were recorded on.
-        shape: its shape.
-        mode: the mode they were recorded under.
-        options: how to choose.
-        copying: the copying score of every head (copying.py), to report its overlap. # (heads,)
+        model: name of the model that recorded them.
+        shape: of the model.
+        mode: of the recording.
+        options: of the choice.
+        copying: the copying score of every head (copying.py), to report the overlap. Shape: (heads,)
 
     Raises:
         ValueError: fewer usable examples than folds, scores of another model, or no heads in the layers allowed.
@@ -66,15 +66,15 @@ def detect(
     values = examples.values(count, options.temperature)
     heads = _Chooser(examples, values, eligible)
 
-    by_num_heads, everything, size = heads.against_number(options)
+    by_num_heads, qualities, size = heads.curves_by_number(options)
     best = best_heads(values[options.criterion], examples.weights, eligible)[:size]
-    by_depth = heads.against_depth(size, layers)
-    chosen_quality, all_quality, random_quality = everything[options.criterion], everything["all"], everything["random"]
-    firm = stability(values[options.criterion], examples.groups, eligible, size, seed=options.seed)
-    means: dict[str, Tensor] = {name: examples.weights @ found for name, found in values.items()}
+    by_depth = heads.curves_by_depth(size, layers)
+    chosen_quality, all_quality, random_quality = qualities[options.criterion], qualities["all"], qualities["random"]
+    choice_stability = stability(values[options.criterion], examples.groups, eligible, size, seed=options.seed)
+    means: dict[str, Tensor] = {name: examples.weights @ rows for name, rows in values.items()}
     if copying is not None:
         means |= {"copying": copying}
-    others = {name: best_heads(found[None], torch.ones(1), eligible)[:size] for name, found in means.items()}
+    tops = {name: best_heads(mean[None], torch.ones(1), eligible)[:size] for name, mean in means.items()}
     return Detection(
         model=model,
         architecture=shape.architecture,
@@ -90,21 +90,21 @@ def detect(
                 value=float(means[options.criterion][head]),
                 frequency=frequency,
             )
-            for head, frequency in zip(best, firm.frequency, strict=True)
+            for head, frequency in zip(best, choice_stability.frequency, strict=True)
         ),
         quality={
-            name: examples.quality(found.mean(dim=1) if found.ndim > 1 else found) for name, found in everything.items()
+            name: examples.quality(rows.mean(dim=1) if rows.ndim > 1 else rows) for name, rows in qualities.items()
         },
         p_value_all=paired_test(chosen_quality.tolist(), all_quality.tolist(), options.seed).p_value,
         random_spread=float((examples.weights @ random_quality).std()) if options.random_sets > 1 else 0.0,
         by_num_heads=by_num_heads,
         by_depth=by_depth,
         values={
-            name: tuple(tuple(row) for row in found.view(shape.num_layers, shape.num_heads).tolist())
-            for name, found in means.items()
+            name: tuple(tuple(row) for row in mean.view(shape.num_layers, shape.num_heads).tolist())
+            for name, mean in means.items()
         },
-        stability=firm,
-        overlap={name: overlap(best, found) for name, found in others.items() if name != options.criterion},
+        stability=choice_stability,
+        overlap={name: overlap(best, top) for name, top in tops.items() if name != options.criterion},
     )
 
 
@@ -115,8 +115,8 @@ class _Examples:
         usable = {name: recording.usable() for name, recording in recordings.items()}
         if empty := [name for name, recording in usable.items() if not len(recording)]:
             raise ValueError(
-                f"{', '.join(empty)} has no example with relevant and other documents, which alone tell heads apart; "
-                "leave it out, or give longer lists (candidates=, --candidates)"
+                f"{', '.join(empty)} has no example with both relevant and other documents, which detection needs; "
+                "leave it out, or make longer lists (candidates=, --candidates)"
             )
         self._recordings = list(usable.values())
         self.groups = [group for group, recording in enumerate(self._recordings) for _ in range(len(recording))]
@@ -139,27 +139,27 @@ class _Examples:
         return chain.from_iterable(self._recordings)
 
     def values(self, count: int, temperature: float) -> dict[Criterion, Tensor]:
-        """What each head is worth on each example, for each criterion. # (examples, heads)"""
-        found: dict[Criterion, list[Tensor]] = {criterion: [] for criterion in CRITERIA}
+        """The value of each head on each example, for each criterion. Shape: (examples, heads)"""
+        rows_of: dict[Criterion, list[Tensor]] = {criterion: [] for criterion in CRITERIA}
         for recorded in self:
             if recorded.scores.shape[0] != count:
                 raise ValueError(f"scores of {recorded.scores.shape[0]} heads were recorded, the model has {count}")
-            for criterion, rows in found.items():
+            for criterion, rows in rows_of.items():
                 rows.append(head_values(recorded, criterion, temperature))
-        return {criterion: torch.stack(rows) for criterion, rows in found.items()}
+        return {criterion: torch.stack(rows) for criterion, rows in rows_of.items()}
 
     def training(self, fold: int) -> Tensor:
-        """Weights of the examples outside a fold, 0 for those in it. # (examples,)"""
-        return self.weights * torch.tensor([one != fold for one in self.folds])
+        """Weights of the examples outside a fold, 0 for those in it. Shape: (examples,)"""
+        return self.weights * torch.tensor([number != fold for number in self.folds])
 
     def quality(self, values: Tensor) -> Quality:
-        """Mean over data sets and standard error of a number for each example. # (examples,)"""
+        """Mean over data sets, and its standard error, of a value for each example. Shape: (examples,)"""
         mean = self.weights @ values
         return Quality(mean=float(mean), error=float(((self.weights**2) @ (values - mean) ** 2).sqrt()))
 
 
 class _Chooser:
-    """Chooses heads on all folds but one and ranks that one, for every curve."""
+    """Chooses heads on all folds but one and ranks that fold by them, for every curve."""
 
     def __init__(self, examples: _Examples, values: Mapping[Criterion, Tensor], eligible: Tensor) -> None:
         self._examples = examples
@@ -169,11 +169,11 @@ class _Chooser:
     def _ranked(self, criterion: Criterion, fold: int, eligible: Tensor) -> list[int]:
         return best_heads(self._values[criterion], self._examples.training(fold), eligible)
 
-    def against_number(self, options: DetectionOptions) -> tuple[dict[str, Curve], dict[str, Tensor], int]:
-        """Curves against the number of heads; quality on each example of the number chosen, and of the controls."""
+    def curves_by_number(self, options: DetectionOptions) -> tuple[dict[str, Curve], dict[str, Tensor], int]:
+        """Curves by number of heads; quality on each example at the chosen number, and of the controls; that number."""
         examples, available = self._examples, int(self._eligible.sum())
-        asked = () if options.num_heads == "auto" else (options.num_heads,)
-        sizes = sorted({size for size in (*SIZES, *asked) if size <= available})
+        fixed = () if options.num_heads == "auto" else (options.num_heads,)
+        sizes = sorted({size for size in (*SIZES, *fixed) if size <= available})
         every = list(range(len(self._eligible)))
         allowed = [head for head in every if self._eligible[head]]
         sets = [
@@ -186,21 +186,21 @@ class _Chooser:
             + [every]
             for fold in range(examples.num_folds)
         ]
-        found = set_quality(examples, examples.folds, sets)  # (examples, criteria * sizes + 1)
-        by_criterion = dict(zip(CRITERIA, found[:, :-1].chunk(len(CRITERIA), dim=1), strict=True))
-        size = asked[0] if asked else smallest_as_good(by_criterion[options.criterion], examples.weights, sizes)
+        quality = set_quality(examples, examples.folds, sets)  # (examples, criteria * sizes + 1)
+        by_criterion = dict(zip(CRITERIA, quality[:, :-1].chunk(len(CRITERIA), dim=1), strict=True))
+        size = fixed[0] if fixed else smallest_as_good(by_criterion[options.criterion], examples.weights, sizes)
         draw = random.Random(options.seed)
         drawn = [draw.sample(allowed, size) for _ in range(options.random_sets)]
-        at_size = {str(name): quality[:, sizes.index(size)] for name, quality in by_criterion.items()}
+        at_size = {str(name): columns[:, sizes.index(size)] for name, columns in by_criterion.items()}
         controls = {
-            "all": found[:, -1],
+            "all": quality[:, -1],
             "random": set_quality(examples, examples.folds, [drawn] * examples.num_folds),
         }
-        curves = {name: self._curve(sizes, quality) for name, quality in by_criterion.items()}
-        return {str(name): curve for name, curve in curves.items()}, at_size | controls, size
+        curves = {str(name): self._curve(sizes, columns) for name, columns in by_criterion.items()}
+        return curves, at_size | controls, size
 
-    def against_depth(self, size: int, layers: Tensor) -> dict[str, Curve]:
-        """Curves against the deepest layer allowed, with `size` heads or as many as there are."""
+    def curves_by_depth(self, size: int, layers: Tensor) -> dict[str, Curve]:
+        """Curves by deepest layer allowed, with `size` heads or all there are."""
         examples = self._examples
         depths = sorted(set(layers[self._eligible].tolist()))
         sets = [
@@ -211,9 +211,9 @@ class _Chooser:
             ]
             for fold in range(examples.num_folds)
         ]
-        found = set_quality(examples, examples.folds, sets)  # (examples, criteria * depths)
-        split = zip(CRITERIA, found.chunk(len(CRITERIA), dim=1), strict=True)
-        return {name: self._curve(depths, quality) for name, quality in split}
+        quality = set_quality(examples, examples.folds, sets)  # (examples, criteria * depths)
+        by_criterion = zip(CRITERIA, quality.chunk(len(CRITERIA), dim=1), strict=True)
+        return {name: self._curve(depths, columns) for name, columns in by_criterion}
 
     def _curve(self, x: Sequence[int], quality: Tensor) -> Curve:
         return Curve(x=tuple(x), quality=tuple(self._examples.quality(column) for column in quality.T))

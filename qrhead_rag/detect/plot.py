@@ -1,4 +1,4 @@
-"""Pictures of a detection: what every head is worth, quality against number of heads and against depth.
+"""Plots of a detection: the value of every head, quality by number of heads and by depth.
 
 Needs the extra `plot`.
 """
@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from qrhead_rag.detect.report import Curve, Detection
-from qrhead_rag.show.plot import figure_of, plot_heads
-
-_COLOURS = {"contrastive": "tab:blue", "mass": "tab:orange", "ndcg": "tab:green"}
+from qrhead_rag.show.plot import new_figure, plot_heads
 
 
 def head_map(detection: Detection, criterion: str | None = None) -> Any:
-    """What every head is worth by a detection's criterion, the chosen heads ringed.
+    """The value of every head by a detection's criterion, the chosen heads ringed.
 
     Args:
         detection: the report.
-        criterion: one of its `values`; by default the one it chose by.
+        criterion: one of its `values`; by default the one that chose the heads.
 
     Returns:
         A matplotlib Figure.
@@ -34,7 +32,7 @@ def head_map(detection: Detection, criterion: str | None = None) -> Any:
 
 
 def curves(detection: Detection) -> Any:
-    """Held-out nDCG@10 against the number of heads and against the deepest layer allowed, with the controls.
+    """Held-out nDCG@10 by number of heads and by deepest layer allowed, with the controls.
 
     Returns:
         A matplotlib Figure.
@@ -42,7 +40,7 @@ def curves(detection: Detection) -> Any:
     Raises:
         ImportError: the extra `plot` is not installed.
     """
-    figure = figure_of(10, 4)
+    figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2, sharey=True)
     _draw(left, detection.by_num_heads)
     _draw(right, detection.by_depth)
@@ -59,7 +57,7 @@ def curves(detection: Detection) -> Any:
 
 
 def save_plots(detection: Detection, folder: str | Path) -> list[Path]:
-    """Write a head map for each criterion and the curves into a folder, as PNG; their paths."""
+    """Write a head map for each criterion and the curves into a folder, as PNG, and return their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figures = {f"head_map_{name}.png": head_map(detection, name) for name in detection.values}
@@ -72,9 +70,10 @@ def save_plots(detection: Detection, folder: str | Path) -> list[Path]:
 
 
 def _draw(axes: Any, by_criterion: Mapping[str, Curve]) -> None:
-    for name, curve in by_criterion.items():
+    for number, (name, curve) in enumerate(by_criterion.items()):
+        colour = f"C{number}"  # of matplotlib's cycle
         means = [quality.mean for quality in curve.quality]
         errors = [quality.error for quality in curve.quality]
-        axes.plot(curve.x, means, label=name, color=_COLOURS[name])
+        axes.plot(curve.x, means, label=name, color=colour)
         low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
-        axes.fill_between(curve.x, low, high, color=_COLOURS[name], alpha=0.15, linewidth=0)
+        axes.fill_between(curve.x, low, high, color=colour, alpha=0.15, linewidth=0)

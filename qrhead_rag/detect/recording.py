@@ -1,8 +1,8 @@
 """The calibrated score of every head on every document of labelled examples, one file an example.
 
 A file's name is a digest of everything its scores depend on: model and weights, mode, layout, instruction, query, and
-the documents in their order. So a recording that was interrupted goes on where it stopped, examples shared by two
-data sets are run once, and different settings live in one folder without being mixed.
+the documents in their order. So an interrupted recording is resumed, examples shared by two data sets run once, and one
+folder can hold different settings.
 """
 
 import hashlib
@@ -23,36 +23,45 @@ from qrhead_rag.ranking.context import ListTooLongError
 from qrhead_rag.ranking.retriever import QRRetriever
 from qrhead_rag.ranking.tensor_file import read_tensors
 
-_SEPARATE_READING = 3
-"""Raised when `independent` and `late` come to read attention otherwise, so that what was recorded before is not used.
+_PER_PASSAGE_VERSION = 3
+"""Raised whenever `independent` and `late` change their scores, so that older recordings are not reused.
 
-1 let the heads see the prompt's opening, 2 hid it from them, 3 counts tokens, not characters, where it cuts pieces.
+1 let the heads see the prompt's opening, 2 hid it from them, 3 cuts pieces by tokens instead of characters.
 """
 
 
 class RecordedExample(NamedTuple):
-    """An example, in the order in which it was run, with its scores.
+    """An example, its documents in the order of the run, with its scores.
 
     Attributes:
         example: query, documents and which are relevant.
-        scores: s(d) of each head alone, row layer * num_heads + head. # (heads, documents)
+        scores: s(d) of each head alone, row layer * num_heads + head. Shape: (heads, documents)
+
+    >>> from qrhead_rag import Passage
+    >>> example = LabelledExample(query="when?", documents=(Passage(text="a"), Passage(text="b")), relevant=(1,))
+    >>> recorded = RecordedExample(example, torch.tensor([[0.1, 0.5], [0.3, 0.2]]))
+    >>> recorded.scores.argmax(dim=1).tolist()  # the document that each head ranks first
+    [1, 0]
     """
 
     example: LabelledExample
     scores: Tensor
 
 
-def tells_heads_apart(example: LabelledExample) -> bool:
-    """Whether an example has relevant and other documents: without both, every head ranks it alike."""
+def can_compare_heads(example: LabelledExample) -> bool:
+    """Whether an example has relevant and other documents; without both, it cannot compare heads."""
     return 0 < len(example.relevant) < len(example.documents)
 
 
 class Recording:
-    """Recorded examples, read from their files one at a time, as often as one iterates.
+    """Recorded examples, read from their files one at a time, on every iteration.
 
     Args:
-        examples: the examples, in the order in which they were run.
+        examples: the examples, their documents in the order of the run.
         files: the file of each.
+
+    >>> len(Recording([], []).usable())
+    0
     """
 
     def __init__(self, examples: Sequence[LabelledExample], files: Sequence[Path]) -> None:
@@ -63,11 +72,11 @@ class Recording:
         return len(self.examples)
 
     def usable(self) -> "Recording":
-        """The examples that tell heads apart."""
+        """The examples that can compare heads."""
         kept = [
             (example, file)
             for example, file in zip(self.examples, self.files, strict=True)
-            if tells_heads_apart(example)
+            if can_compare_heads(example)
         ]
         return Recording([example for example, _ in kept], [file for _, file in kept])
 
@@ -82,13 +91,13 @@ def record(
     folder: str | Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Recording:
-    """Run every example and keep what each head alone makes of it; what the folder has already is not run again.
+    """Run every example and save the score of each head alone; examples already in the folder are not run again.
 
     Args:
         retriever: made with heads="all".
-        examples: with their documents in the order they are to be run in.
-        folder: where the files are kept; made if need be.
-        on_progress: called with the number done and the number in all, before the first example and after each.
+        examples: with their documents in the order of the run.
+        folder: of the files; created if missing.
+        on_progress: called with the number done and the total, before the first example and after each.
 
     Raises:
         ValueError: the retriever reads fewer heads than its model has, or lists are longer than its context.
@@ -109,8 +118,8 @@ def record(
             on_progress(done, len(examples))
         if not _is_whole(file, (len(retriever.heads.heads), len(example.documents))):
             scores = retriever.head_scores(example.query, example.documents)
-            with replaced(file) as whole:
-                save_file({"scores": scores.contiguous()}, whole)
+            with replaced(file) as temporary:
+                save_file({"scores": scores.contiguous()}, temporary)
     if on_progress:
         on_progress(len(examples), len(examples))
     return Recording(examples, files)
@@ -119,16 +128,15 @@ def record(
 def settings_digest(retriever: QRRetriever) -> str:
     """A digest of what the scores depend on besides the example.
 
-    The weights are part of it, by a sample of every tensor, so that a fine-tune of the same name counts as another
-    model.
+    It includes a sample of every weight tensor, so that a fine-tune of the same name counts as another model.
     """
     digest = hashlib.sha256()
     settings: list[object] = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
     settings.append(retriever.encoder.context_length)
     if retriever.mode != "listwise":
-        settings += [retriever.options.piece_tokens, retriever.options.key_dtype, _SEPARATE_READING]
+        settings += [retriever.options.piece_tokens, retriever.options.key_dtype, _PER_PASSAGE_VERSION]
     digest.update(json.dumps(settings).encode())
-    # of the decoder alone, so that a model loaded with its output matrix counts as the same one
+    # of the decoder alone, so that a model loaded with its output matrix counts as the same model
     for name, weight in find_decoder(retriever.model).state_dict().items():
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         if not weight.is_meta:  # offloaded to disk by accelerate
@@ -138,23 +146,23 @@ def settings_digest(retriever: QRRetriever) -> str:
 
 
 def example_digest(example: LabelledExample, settings: str) -> str:
-    """A digest of the settings and of what the model reads of an example; labels and ids are no part of it."""
-    read = [settings, example.query, [[document.title, document.text] for document in example.documents]]
-    return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]
+    """A digest of the settings and of the text of an example; labels and ids are not part of it."""
+    content = [settings, example.query, [[document.title, document.text] for document in example.documents]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def _check_lengths(retriever: QRRetriever, examples: Sequence[LabelledExample]) -> None:
-    """Refuse lists that do not fit the context, before hours are spent on those that do."""
+    """Refuse lists that do not fit the context before any other list runs."""
     encoder = retriever.encoder
     if encoder.mode != "listwise":
         return
     with encoder.lock:
-        too_long = [one.id for one in examples if encoder.needs_windows(one.documents, one.query)]
+        too_long = [e.id for e in examples if encoder.needs_windows(e.documents, e.query)]
     if too_long:
         raise ListTooLongError(
             f"{len(too_long)} of {len(examples)} lists are longer than the model's context of {encoder.context_length} "
-            f"tokens, that of {too_long[0]!r} for one; cut them to fewer candidates (candidates=, --candidates), or "
-            "detect under the mode 'independent' or 'late', which have no such limit"
+            f"tokens, for instance that of {too_long[0]!r}; cut them to fewer candidates (candidates=, --candidates), "
+            "or detect under the mode 'independent' or 'late', which have no such limit"
         )
 
 

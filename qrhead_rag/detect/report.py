@@ -1,4 +1,4 @@
-"""What detection is asked and what it answers, as data: options, chosen heads, curves, controls; JSON by pydantic."""
+"""Options and report of a detection as data: chosen heads, curves, controls; JSON by pydantic."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -13,13 +13,16 @@ class DetectionOptions(BaseModel):
     """How heads are chosen.
 
     Attributes:
-        criterion: what a head is worth on an example.
+        criterion: the value of a head on an example.
         num_heads: how many are chosen, or "auto": the smallest number that ranks held-out examples as well as the best.
         max_layer: deepest layer a head may be in (from 0); every layer above the deepest chosen head is never run.
         temperature: of the criterion `contrastive`.
         folds: parts of the cross-validation.
         random_sets: draws of the control `random`.
         seed: of folds, draws and resamples.
+
+    >>> DetectionOptions(criterion="mass", num_heads=4).num_heads
+    4
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,7 +43,7 @@ class DetectionOptions(BaseModel):
         return num_heads
 
     def check_possible(self, num_examples: int, shape: ModelShape) -> None:
-        """Refuse what no recording of so many usable examples, on a model of this shape, can answer.
+        """Refuse options that need more usable examples, or more heads, than there are.
 
         Raises:
             ValueError: fewer examples than folds, or more heads than there are in the layers allowed.
@@ -57,7 +60,11 @@ class DetectionOptions(BaseModel):
 
 
 class Quality(BaseModel):
-    """nDCG@10 on examples that had no part in the choice: mean over data sets, and its standard error."""
+    """nDCG@10 on held-out examples: mean over data sets, and its standard error.
+
+    >>> Quality(mean=0.9, error=0.01).mean
+    0.9
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,7 +73,11 @@ class Quality(BaseModel):
 
 
 class Curve(BaseModel):
-    """Quality against a number: of heads, or of the deepest layer that may be used."""
+    """Quality by number of heads, or by deepest layer allowed.
+
+    >>> Curve(x=(1, 2), quality=(Quality(mean=0.8, error=0.02), Quality(mean=0.9, error=0.01))).quality[1].mean
+    0.9
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,7 +86,11 @@ class Curve(BaseModel):
 
 
 class ChosenHead(BaseModel):
-    """A head with what it is worth by the criterion, and in what share of resamples it is chosen again."""
+    """A head with its value by the criterion, and the share of resamples that choose it again.
+
+    >>> ChosenHead(layer=17, head=3, value=0.8, frequency=1.0).layer
+    17
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,13 +101,16 @@ class ChosenHead(BaseModel):
 
 
 class DataSetUsed(BaseModel):
-    """Which examples of a data set had a part: those with relevant and other documents.
+    """The examples of a data set that were used: those with relevant and other documents.
 
     Attributes:
         name: of the data set.
         ids: of the examples used.
         num_unusable: examples without relevant or without other documents.
         num_documents: length of the shortest and of the longest list.
+
+    >>> DataSetUsed(name="nq", ids=("7",), num_unusable=0, num_documents=(20, 20)).num_documents
+    (20, 20)
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,23 +122,27 @@ class DataSetUsed(BaseModel):
 
 
 class Detection(BaseModel):
-    """The report: chosen heads, what they are worth, and how firmly they stand.
+    """The report: chosen heads, their quality, and how stable the choice is.
 
     Attributes:
         model: name of the model; architecture, num_layers and num_heads are its shape.
-        mode: the mode under which the scores were recorded.
+        mode: of the recording.
         options: how heads were chosen.
         data: the examples used.
         chosen: the heads, best first.
         quality: of the chosen heads (cross-validated: chosen on the other folds), of each other criterion with as many
             heads, of `all` heads and of `random` sets.
-        p_value_all: of the paired test that the chosen heads rank better than all heads only by chance.
+        p_value_all: of the paired test of the chosen heads against all heads.
         random_spread: standard deviation over the random sets.
-        by_num_heads: for each criterion, quality against the number of heads.
-        by_depth: for each criterion, quality against the deepest layer that may be used, with as many heads as chosen.
-        values: for each criterion, what every head is worth. # layers of heads
+        by_num_heads: for each criterion, quality by number of heads.
+        by_depth: for each criterion, quality by deepest layer allowed, with the chosen number of heads.
+        values: for each criterion, the value of every head. Shape: (layers, heads)
         stability: of the chosen heads.
         overlap: share of the chosen heads that are among the same number by another criterion, or by `copying`.
+
+    >>> report = Detection.model_construct(chosen=(ChosenHead(layer=17, head=3, value=0.8, frequency=1.0),))
+    >>> report.heads
+    ((17, 3),)
     """
 
     model_config = ConfigDict(frozen=True)
@@ -145,11 +167,13 @@ class Detection(BaseModel):
     @property
     def heads(self) -> tuple[Head, ...]:
         """The chosen heads, best first."""
-        return tuple((one.layer, one.head) for one in self.chosen)
+        return tuple((chosen.layer, chosen.head) for chosen in self.chosen)
 
     def to_json(self) -> str:
-        """The whole report, a line for each attribute, numbers to six places."""
-        lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in _rounded(self.model_dump()).items())
+        """The whole report, a line for each attribute, numbers with six decimals."""
+        lines = (
+            f" {json.dumps(name)}: {json.dumps(value)}" for name, value in _round_floats(self.model_dump()).items()
+        )
         return "{\n" + ",\n".join(lines) + "\n}"
 
     def head_set(self, name: str, *, note: str | None = None, default: bool = False) -> HeadSet:
@@ -171,9 +195,9 @@ class Detection(BaseModel):
         )
 
 
-def _rounded(value: Any) -> Any:
+def _round_floats(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: _round_floats(item) for name, item in value.items()}
+    return [_round_floats(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,11 +1,11 @@
 """Long-context reasoning, as the QRHead paper measures it (arXiv 2506.09944, section 4): a model answers with the whole
 context, with the documents that a method ranks highest, or with the relevant ones (`oracle`).
 
-LongMemEval is scored by exact match and containment of the reference answer, and by a judge where one is given. Its
-questions that nothing in the history answers (`_abs`) are asked only where there is a judge: the reference answer is
-then a refusal, which no model words alike. CLIPPER is scored by true/false accuracy, over claims and over pairs of a
-true claim and its corrupted twin, where both must be right. The documents stand in their own order, which is that of
-time or of chapters. Prompts are worded here, not those of the papers.
+LongMemEval is scored by exact match and containment of the reference answer, and by an optional judge. Its questions
+that nothing in the history answers (`_abs`) are asked only with a judge: their reference answer is a refusal, which
+every model words differently. CLIPPER is scored by true/false accuracy, over claims and over pairs of a
+true claim and its corrupted twin, where both must be right. The documents keep their own order, by time or chapter.
+The prompts are this project's, not those of the papers.
 """
 
 import re
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.datasets.load import Order
-from qrhead_rag.evaluate.evaluation import rank_as_given
+from qrhead_rag.evaluate.evaluation import rank_example
 from qrhead_rag.evaluate.methods import Method
 from qrhead_rag.evaluate.metrics import Interval, confidence_interval
 from qrhead_rag.evaluate.writer import Writer
@@ -47,6 +47,12 @@ class ContextAnswer(BaseModel):
         text: what the model wrote.
         truncated: whether the context was cut to fit the model.
         marks: `exact`, `contains` and perhaps `judge` for questions, `correct` for claims.
+
+    >>> answer = ContextAnswer(
+    ...     id="7", context="full", claim=None, documents=(0, 1), text="At nine.", truncated=False, marks={"exact": 1.0}
+    ... )
+    >>> summarize([answer])["full"]["exact"].mean
+    1.0
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,7 +66,7 @@ class ContextAnswer(BaseModel):
     marks: dict[str, float]
 
 
-class _Asked(NamedTuple):
+class _Prompt(NamedTuple):
     example: LabelledExample
     claim: bool | None
 
@@ -80,48 +86,48 @@ def answer_with_contexts(
 
     Args:
         examples: of LongMemEval or CLIPPER; those with `corrupted_facts` in their metadata are claims, asked twice:
-            as it is, and corrupted. A method ranks for the claim that is asked.
+            true and corrupted. A method ranks for each version separately.
         writer: the model that answers.
         methods: name and method.
-        top_k: documents that a method may give.
+        top_k: documents of a method's ranking that go into the context.
         judge: marks the answers to questions.
-        order: how the candidates stand in the lists that the methods rank.
+        order: order of the candidates in the lists that the methods rank.
         seed: of the order "shuffled".
-        on_progress: called with the answers done and the answers in all.
+        on_progress: called with the number of answers done and the total.
 
     Raises:
-        ValueError: an example that has no reference answer, none that can be marked, or top_k below 1.
+        ValueError: an example without a reference answer, no example that can be marked, or top_k below 1.
     """
     if top_k < 1:
         raise ValueError(f"top_k={top_k}: expected at least 1 document")
     if missing := [example.id for example in examples if example.answer is None]:
-        raise ValueError(f"examples {missing[:5]} have no reference answer, so that no answer can be scored")
-    markable = [example for example in examples if judge is not None or not _is_refused(example)]
+        raise ValueError(f"examples {missing[:5]} have no reference answer to score by")
+    markable = [example for example in examples if judge is not None or not _is_unanswerable(example)]
     if not markable:
-        raise ValueError(f"{len(examples)} examples, none of them with an answer that can be marked without a judge")
-    asked = [one for example in markable for one in _asked(example)]
+        raise ValueError(f"none of the {len(examples)} examples can be marked without a judge")
+    prompts = [prompt for example in markable for prompt in _prompts(example)]
     contexts = ["full", "oracle", *methods]
     answers: list[ContextAnswer] = []
-    for one in asked:
+    for prompt in prompts:
         for context in contexts:
             if on_progress:
-                on_progress(len(answers), len(asked) * len(contexts))
+                on_progress(len(answers), len(prompts) * len(contexts))
             chosen: Sequence[int]
             if context == "full":
-                chosen = range(len(one.example.documents))
+                chosen = range(len(prompt.example.documents))
             elif context == "oracle":
-                chosen = one.example.relevant
+                chosen = prompt.example.relevant
             else:
-                chosen = rank_as_given(methods[context], one.example, order, seed).ranking[:top_k]
-            answers.append(_answer(one, context, sorted(chosen), writer, judge))
+                chosen = rank_example(methods[context], prompt.example, order, seed).ranking[:top_k]
+            answers.append(_answer(prompt, context, sorted(chosen), writer, judge))
     if on_progress:
         on_progress(len(answers), len(answers))
     return answers
 
 
 def summarize(answers: Sequence[ContextAnswer]) -> dict[str, dict[str, Interval]]:
-    """For each context, the mean of each mark; of claims also the share of `pairs` judged rightly, both of them."""
-    found: dict[str, dict[str, Interval]] = {}
+    """For each context, the mean of each mark; of claims also the share of `pairs` with both right."""
+    means: dict[str, dict[str, Interval]] = {}
     for context in dict.fromkeys(answer.context for answer in answers):
         of_context = [answer for answer in answers if answer.context == context]
         names = dict.fromkeys(name for answer in of_context for name in answer.marks)
@@ -135,8 +141,8 @@ def summarize(answers: Sequence[ContextAnswer]) -> dict[str, dict[str, Interval]
             marks["true claims"] = confidence_interval(list(true.values()))
             marks["false claims"] = confidence_interval(list(false.values()))
             marks["pairs"] = confidence_interval([min(true[name], false[name]) for name in true])
-        found[context] = marks
-    return found
+        means[context] = marks
+    return means
 
 
 def exact(reference: str, answer: str) -> float:
@@ -149,7 +155,7 @@ def exact(reference: str, answer: str) -> float:
 
 
 def contains(reference: str, answer: str) -> float:
-    """Whether the reference stands in the answer, word for word, but for case, punctuation and articles.
+    """Whether the answer contains the reference word for word, but for case, punctuation and articles.
 
     >>> contains("Nine", "Your cat is called Nine."), contains("nine", "nineteen")
     (1.0, 0.0)
@@ -157,60 +163,60 @@ def contains(reference: str, answer: str) -> float:
     return float(f" {_plain(reference)} " in f" {_plain(answer)} ")
 
 
-def verdict(answer: str) -> Literal["true", "false"] | None:
-    """The first TRUE or FALSE in an answer, None if there is neither.
+def parse_verdict(answer: str) -> Literal["true", "false"] | None:
+    """The first TRUE or FALSE in an answer; None where there is neither.
 
-    >>> verdict("FALSE, it is not true"), verdict("perhaps")
+    >>> parse_verdict("FALSE, it is not true"), parse_verdict("perhaps")
     ('false', None)
     """
-    found = re.search(r"\b(true|false)\b", answer, re.IGNORECASE)
-    if found is None:
+    match = re.search(r"\b(true|false)\b", answer, re.IGNORECASE)
+    if match is None:
         return None
-    return "true" if found[1].lower() == "true" else "false"
+    return "true" if match[1].lower() == "true" else "false"
 
 
-def _asked(example: LabelledExample) -> list[_Asked]:
+def _prompts(example: LabelledExample) -> list[_Prompt]:
     corrupted = example.metadata.get("corrupted_facts")
     if corrupted is None:
-        return [_Asked(example, None)]
-    return [_Asked(example, True), _Asked(example.model_copy(update={"query": str(corrupted)}), False)]
+        return [_Prompt(example, None)]
+    return [_Prompt(example, True), _Prompt(example.model_copy(update={"query": str(corrupted)}), False)]
 
 
-def _is_refused(example: LabelledExample) -> bool:
-    """Whether the right answer is that the context has none."""
+def _is_unanswerable(example: LabelledExample) -> bool:
+    """Whether the right answer is a refusal: the context has no answer."""
     return bool(example.metadata.get("abstention"))
 
 
-def _answer(asked: _Asked, context: str, chosen: list[int], writer: Writer, judge: Judge | None) -> ContextAnswer:
-    example = asked.example
-    text = "\n\n".join(_shown(example.documents[index]) for index in chosen)
-    if asked.claim is None:
+def _answer(prompt: _Prompt, context: str, chosen: list[int], writer: Writer, judge: Judge | None) -> ContextAnswer:
+    example = prompt.example
+    text = "\n\n".join(_with_title(example.documents[index]) for index in chosen)
+    if prompt.claim is None:
         date = example.metadata.get("question_date")
         question = QUESTION.format(date=f" Today is {date}." if date else "", question=example.query)
     else:
         question = CLAIM.format(claim=example.query)
-    written = writer.answer(text, question)
-    if asked.claim is None:
+    answer = writer.answer(text, question)
+    if prompt.claim is None:
         reference = str(example.answer)
         marks = {}
-        if not _is_refused(example):
-            marks = {"exact": exact(reference, written.text), "contains": contains(reference, written.text)}
+        if not _is_unanswerable(example):
+            marks = {"exact": exact(reference, answer.text), "contains": contains(reference, answer.text)}
         if judge is not None:
-            marks["judge"] = float(judge(example.query, reference, written.text))
+            marks["judge"] = float(judge(example.query, reference, answer.text))
     else:
-        marks = {"correct": float(verdict(written.text) == ("true" if asked.claim else "false"))}
+        marks = {"correct": float(parse_verdict(answer.text) == ("true" if prompt.claim else "false"))}
     return ContextAnswer(
         id=example.id,
         context=context,
-        claim=asked.claim,
+        claim=prompt.claim,
         documents=tuple(chosen),
-        text=written.text,
-        truncated=written.truncated,
+        text=answer.text,
+        truncated=answer.truncated,
         marks=marks,
     )
 
 
-def _shown(document: Passage) -> str:
+def _with_title(document: Passage) -> str:
     return f"[{document.title}]\n{document.text}" if document.title else document.text
 
 

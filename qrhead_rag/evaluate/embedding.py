@@ -1,7 +1,7 @@
-"""A sentence-embedding model as a reranker: the cosine of query and passage. The baseline most systems run already.
+"""A sentence-embedding model as a reranker: the cosine of query and passage, the usual baseline.
 
-Reads plain transformers encoders, with mean pooling, and the folder layout of sentence-transformers (modules.json) as
-far as it is needed: mean or first-token pooling, length limit, prompts. It does not train, and has no other pooling.
+Reads plain transformers encoders, with mean pooling, and from the folder layout of sentence-transformers (modules.json)
+the pooling (mean or first token), length limit and prompts. It does not train.
 """
 
 import json
@@ -17,16 +17,20 @@ from qrhead_rag.models.quiet import quiet
 
 
 class EmbeddingModel:
-    """Embeds texts; `scores` compares a query with passages. What was embedded once is kept.
+    """Embeds texts; `scores` compares a query with passages. Embeddings are cached by text.
 
     Args:
         path: folder of the model.
-        batch_size: texts run at once.
-        device: where it runs.
+        batch_size: texts in one forward pass.
+        device: of the model.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: a pooling other than mean or first token, or layers after it; the message names them.
+
+    >>> EmbeddingModel("no/such/model")
+    Traceback (most recent call last):
+    FileNotFoundError: no folder no/such/model; expected one with an embedding model in it (config.json, weights)
     """
 
     def __init__(self, path: str | Path, batch_size: int = 32, device: str | torch.device = "cpu") -> None:
@@ -36,15 +40,15 @@ class EmbeddingModel:
                 f"no folder {folder}; expected one with an embedding model in it (config.json, weights)"
             )
         self._batch_size = batch_size
-        self._known: dict[str, Tensor] = {}
+        self._cache: dict[str, Tensor] = {}
         self._first_token = _pools_first_token(folder)
         prompts = _read(folder / "config_sentence_transformers.json").get("prompts") or {}
         self._query_prompt = str(prompts.get("query", ""))
         self._document_prompt = str(prompts.get("document", prompts.get("passage", "")))
         with quiet():
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            found = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
-            self._model: Any = found.to(device).eval()
+            model = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+            self._model: Any = model.to(device).eval()
         limits = [_read(folder / "sentence_bert_config.json").get("max_seq_length"), self._tokenizer.model_max_length]
         limits.append(getattr(self._model.config, "max_position_embeddings", None))
         self._max_length = min(limit for limit in limits if limit)
@@ -53,19 +57,19 @@ class EmbeddingModel:
         """Cosine of the query with each passage."""
         if not passages:
             return []
-        one = self.embed([self._query_prompt + query])  # (1, size)
-        many = self.embed([self._document_prompt + passage for passage in passages])  # (passages, size)
-        found: list[float] = (many @ one[0]).tolist()
-        return found
+        query_vector = self.embed([self._query_prompt + query])[0]  # (size,)
+        vectors = self.embed([self._document_prompt + passage for passage in passages])  # (passages, size)
+        cosines: list[float] = (vectors @ query_vector).tolist()
+        return cosines
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of length one. # (texts, size)"""
-        # texts of like length together, so that little is spent on padding
-        new = sorted({text for text in texts if text not in self._known}, key=len)
+        """Vectors of unit length. Shape: (texts, size)"""
+        # texts of similar length share a batch, which saves padding
+        new = sorted({text for text in texts if text not in self._cache}, key=len)
         for start in range(0, len(new), self._batch_size):
             batch = new[start : start + self._batch_size]
-            self._known |= dict(zip(batch, self._run(batch), strict=True))
-        return torch.stack([self._known[text] for text in texts])
+            self._cache |= dict(zip(batch, self._run(batch), strict=True))
+        return torch.stack([self._cache[text] for text in texts])
 
     @torch.inference_mode()
     def _run(self, texts: list[str]) -> Tensor:
@@ -78,7 +82,7 @@ class EmbeddingModel:
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that are no padding. # (batch, tokens, size) -> (batch, size)"""
+    """Mean over the tokens that are not padding. Shape: (batch, tokens, size) -> (batch, size)"""
     weights = mask[:, :, None].to(hidden.dtype)
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 

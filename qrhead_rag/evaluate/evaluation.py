@@ -1,6 +1,6 @@
 """Methods compared on labelled examples: rankings, measures with confidence intervals, and a paired test.
 
-Every method ranks the same lists in the same order. Examples to which nothing is relevant are left out of the measures
+Every method ranks the same lists in the same order. Examples without relevant documents are left out of the measures
 and counted.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from qrhead_rag.datasets.examples import LabelledExample
-from qrhead_rag.datasets.load import Order, order_of
+from qrhead_rag.datasets.load import Order, document_order
 from qrhead_rag.evaluate.methods import Method
 from qrhead_rag.evaluate.metrics import (
     DEFAULT_METRICS,
@@ -27,8 +27,8 @@ from qrhead_rag.evaluate.metrics import (
 from qrhead_rag.files import write_json_lines
 
 
-class RankedAsGiven(NamedTuple):
-    """What a method made of one list, in terms of the list as the data set gives it.
+class RankedExample(NamedTuple):
+    """A method's ranking of one example, in the data set's order of the documents.
 
     Attributes:
         ranking: indices of the documents, best first.
@@ -47,8 +47,8 @@ class QueryResult(BaseModel):
     Attributes:
         id: of the example.
         method: name of the method.
-        ranking: indices of the documents as the data set gives them, best first.
-        scores: of each document, as the data set gives them; they compare within the list only.
+        ranking: indices of the documents in the data set's order, best first.
+        scores: of each document, in the data set's order; they compare within the list only.
         metrics: value of each measure.
         seconds: taken to rank.
     """
@@ -77,11 +77,18 @@ class Evaluation(BaseModel):
     """Several methods on the same examples.
 
     Attributes:
-        order: how the candidates stood: as given, reversed or shuffled.
+        order: of the candidates: as given, reversed or shuffled.
         seed: of the shuffle.
         num_examples: examples that count.
-        num_without_relevant: examples left out, since nothing is relevant to them.
+        num_without_relevant: examples left out, without relevant documents.
         results: one for each query and method.
+
+    >>> from qrhead_rag import Passage
+    >>> from qrhead_rag.evaluate.methods import make_method
+    >>> example = LabelledExample(query="when?", documents=(Passage(text="a"), Passage(text="b")), relevant=(1,))
+    >>> evaluation = evaluate([example], {"random": make_method("random")}, metrics=["R@2"])
+    >>> evaluation.values("random", "R@2")
+    [1.0]
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,15 +105,15 @@ class Evaluation(BaseModel):
         Raises:
             ValueError: no such method or measure.
         """
-        found = [result for result in self.results if result.method == method]
-        if not found or metric not in found[0].metrics:
+        results = [result for result in self.results if result.method == method]
+        if not results or metric not in results[0].metrics:
             methods = list(dict.fromkeys(result.method for result in self.results))
             measures = list(self.results[0].metrics) if self.results else []
             raise ValueError(f"no {metric!r} of {method!r}; expected one of {measures} and one of {methods}")
-        return [result.metrics[metric] for result in found]
+        return [result.metrics[metric] for result in results]
 
     def summaries(self) -> list[MethodSummary]:
-        """One for each method, in the order they were run."""
+        """One summary for each method, in the order they ran."""
         by_method: dict[str, list[QueryResult]] = {}
         for result in self.results:
             by_method.setdefault(result.method, []).append(result)
@@ -128,11 +135,11 @@ class Evaluation(BaseModel):
         return paired_test(self.values(first, metric), self.values(second, metric))
 
     def write_jsonl(self, path: str | Path) -> None:
-        """One line for each query and method."""
+        """Write one line for each query and method."""
         write_json_lines(path, (result.model_dump() for result in self.results))
 
     def to_json(self) -> str:
-        """Settings and summaries; the single queries are in `write_jsonl`."""
+        """Settings and summaries; `write_jsonl` writes the single queries."""
         settings = self.model_dump(mode="json", exclude={"results"})
         summaries = [
             {
@@ -160,9 +167,9 @@ def evaluate(
         examples: the labelled examples.
         methods: name and method.
         metrics: measures, as ir_measures names them.
-        order: how the candidates stand in the list: "given" (as retrieved), "reversed" or "shuffled".
+        order: of the candidates in the list: "given" (as retrieved), "reversed" or "shuffled".
         seed: of the shuffle.
-        on_progress: called with the number of rankings done and the number in all.
+        on_progress: called with the number of rankings done and the total.
 
     Raises:
         ValueError: no example has a relevant document, no methods, or an unknown measure.
@@ -177,20 +184,20 @@ def evaluate(
         )
     results: list[QueryResult] = []
     for name, method in methods.items():
-        rankings: list[RankedAsGiven] = []
+        ranked: list[RankedExample] = []
         for example in counted:
             if on_progress:
-                on_progress(len(results) + len(rankings), len(counted) * len(methods))
-            rankings.append(rank_as_given(method, example, order, seed))
-        values = measure([found.ranking for found in rankings], counted, metrics)
+                on_progress(len(results) + len(ranked), len(counted) * len(methods))
+            ranked.append(rank_example(method, example, order, seed))
+        values = measure([entry.ranking for entry in ranked], counted, metrics)
         results += [
             QueryResult(
                 id=example.id,
                 method=name,
-                metrics={metric: values[metric][place] for metric in metrics},
-                **found._asdict(),
+                metrics={metric: values[metric][index] for metric in metrics},
+                **entry._asdict(),
             )
-            for place, (example, found) in enumerate(zip(counted, rankings, strict=True))
+            for index, (example, entry) in enumerate(zip(counted, ranked, strict=True))
         ]
     if on_progress:
         on_progress(len(results), len(results))
@@ -203,13 +210,13 @@ def evaluate(
     )
 
 
-def rank_as_given(method: Method, example: LabelledExample, order: Order, seed: int) -> RankedAsGiven:
-    """Show a method the list in some order, and put what it finds in terms of the order of the data set."""
-    places = order_of(example, order, seed)
-    documents = [example.documents[place] for place in places]
+def rank_example(method: Method, example: LabelledExample, order: Order, seed: int) -> RankedExample:
+    """Rank an example's documents in some order; the result is in the data set's order."""
+    indices = document_order(example, order, seed)
+    documents = [example.documents[index] for index in indices]
     start = time.perf_counter()
     ranked = method(example.query, documents)
     seconds = time.perf_counter() - start
-    scores = dict(zip(places, ranked.scores, strict=True))
-    ranking = tuple(places[index] for index in ranked.order)
-    return RankedAsGiven(ranking, tuple(scores[place] for place in sorted(places)), seconds)
+    scores = dict(zip(indices, ranked.scores, strict=True))
+    ranking = tuple(indices[rank] for rank in ranked.order)
+    return RankedExample(ranking, tuple(scores[index] for index in range(len(scores))), seconds)

@@ -7,7 +7,7 @@
     HEADS             `default`, the name of a shipped set, a file ending in .json, or pairs like 17-3,18-6
     module:function   any function of a query and a list of texts that returns a score for each
 
-Heads may name a mode after an @, as in `default@listwise`; without one it is the mode in which they rank best.
+Heads may name a mode after an @, as in `default@listwise`; the default is the head set's own mode.
 """
 
 import importlib
@@ -26,11 +26,14 @@ from qrhead_rag.ranking.retriever import QRRetriever
 
 
 class Ranked(NamedTuple):
-    """What a method makes of one list.
+    """A method's ranking of one list; `by_score` makes one.
 
     Attributes:
         order: indices of the documents, best first.
         scores: the score of each document, in the order of the list.
+
+    >>> by_score([0.1, 0.7, 0.7], 3).order
+    [1, 2, 0]
     """
 
     order: list[int]
@@ -42,12 +45,12 @@ Method: TypeAlias = Callable[[str, Sequence[Passage]], Ranked]
 
 
 def parse_methods(names: str) -> list[str]:
-    """Names parted by commas; pairs that stand together are one head set.
+    """Comma-separated names; adjacent layer-head pairs are one head set.
 
     >>> parse_methods("bm25, default@late,17-3,18-6@late,all")
     ['bm25', 'default@late', '17-3,18-6@late', 'all']
     """
-    return [found.strip() for found in _NAMES.findall(names) if found.strip()]
+    return [name.strip() for name in _NAMES.findall(names) if name.strip()]
 
 
 _PAIRS = r"\d+-\d+(?:,\d+-\d+)*"
@@ -62,10 +65,10 @@ def by_score(scores: Sequence[float], expected: int) -> Ranked:
     """
     if len(scores) != expected:
         raise ValueError(f"{len(scores)} scores for {expected} documents; expected one for each")
-    found = [float(score) for score in scores]
-    if odd := [score for score in found if not math.isfinite(score)]:
-        raise ValueError(f"{len(odd)} of {expected} scores are not finite, {odd[0]} for one; expected numbers")
-    return Ranked(sorted(range(expected), key=lambda index: -found[index]), found)
+    numbers = [float(score) for score in scores]
+    if bad := [score for score in numbers if not math.isfinite(score)]:
+        raise ValueError(f"{len(bad)} of {expected} scores are not finite, for instance {bad[0]}; expected numbers")
+    return Ranked(sorted(range(expected), key=lambda index: -numbers[index]), numbers)
 
 
 def make_method(
@@ -74,7 +77,7 @@ def make_method(
     load_retriever: Callable[[str | None, Mode | None], QRRetriever] | None = None,
     seed: int = 0,
 ) -> Method:
-    """The method of a name.
+    """The method that a name stands for.
 
     Args:
         name: see this module.
@@ -84,7 +87,7 @@ def make_method(
 
     Raises:
         ValueError: an unknown name or mode.
-        ImportError: an extra, or the module of `module:function`, is not there.
+        ImportError: an extra, or the module of `module:function`, is not installed.
     """
     kind, _, rest = name.partition(":")
     if name == "random":
@@ -96,24 +99,24 @@ def make_method(
         return _from_scores(EmbeddingModel(rest).scores)
     heads, _, mode = name.partition("@")
     if rest and not heads.endswith(".json"):
-        return _of_others(name)
+        return _from_function(name)
     if mode and mode not in get_args(Mode):
         raise ValueError(f"mode {mode!r} of method {name!r} is unknown; expected one of {', '.join(get_args(Mode))}")
     load = load_retriever or _load_embedded
     return _from_retriever(load(None if heads == "default" else heads, cast("Mode | None", mode or None)))
 
 
-def remembered(method: Method) -> Method:
-    """The method, run once for each query and list, for rankings that are asked for again."""
-    known: dict[tuple[str, tuple[str, ...]], Ranked] = {}
+def cached_method(method: Method) -> Method:
+    """The method with a cache of its rankings by query and list."""
+    cache: dict[tuple[str, tuple[str, ...]], Ranked] = {}
 
-    def again(query: str, documents: Sequence[Passage]) -> Ranked:
+    def cached(query: str, documents: Sequence[Passage]) -> Ranked:
         key = query, tuple(document.content for document in documents)
-        if key not in known:
-            known[key] = method(query, documents)
-        return known[key]
+        if key not in cache:
+            cache[key] = method(query, documents)
+        return cache[key]
 
-    return again
+    return cached
 
 
 def _load_embedded(heads: str | None, mode: Mode | None) -> QRRetriever:
@@ -139,13 +142,13 @@ def _from_scores(score: Callable[[str, list[str]], Sequence[float]]) -> Method:
     return method
 
 
-def _of_others(name: str) -> Method:
-    function = find_function(name)
+def _from_function(name: str) -> Method:
+    function = import_function(name)
 
     def method(query: str, documents: Sequence[Passage]) -> Ranked:
         try:
             scores = function(query, [document.content for document in documents])
-        except Exception as error:  # not of this package, so that its traceback is wanted, whatever its kind
+        except Exception as error:  # foreign code may raise anything, and its traceback is needed
             raise RuntimeError(f"{name} failed on {query!r}: {error}") from error
         try:
             return by_score(scores, len(documents))
@@ -164,7 +167,7 @@ def _from_retriever(retriever: QRRetriever) -> Method:
     return method
 
 
-def find_function(name: str) -> Callable[..., Any]:
+def import_function(name: str) -> Callable[..., Any]:
     """The function that `module:function` names.
 
     Raises:
@@ -172,9 +175,9 @@ def find_function(name: str) -> Callable[..., Any]:
         ValueError: no such function in it.
     """
     module, _, path = name.partition(":")
-    found: Any = importlib.import_module(module)
+    value: Any = importlib.import_module(module)
     for part in path.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        raise ValueError(f"{name} is {found!r}; expected module:function")
-    return cast("Callable[..., Any]", found)
+        value = getattr(value, part, None)
+    if not callable(value):
+        raise ValueError(f"{name} is {value!r}; expected module:function")
+    return cast("Callable[..., Any]", value)

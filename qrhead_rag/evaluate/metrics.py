@@ -1,6 +1,6 @@
 """Rankings to numbers: trec_eval's measures (through ir_measures and pytrec_eval), bootstrap and paired test of scipy.
 
-Needs the extra `eval`; nothing is computed here that those libraries compute.
+Needs the extra `eval`; those libraries compute every measure.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ DEFAULT_METRICS = ("nDCG@10", "R@2", "R@5", "RR")
 def measure(
     rankings: Sequence[Sequence[int]], examples: Sequence[LabelledExample], metrics: Sequence[str] = DEFAULT_METRICS
 ) -> dict[str, list[float]]:
-    """Each measure of each ranking.
+    """Every measure of every ranking.
 
     Args:
-        rankings: for each example, indices of its documents, best first; what is left out counts as not retrieved.
-        examples: the labelled examples, one for each ranking; an example may come more than once.
+        rankings: for each example, indices of its documents, best first; documents left out count as not retrieved.
+        examples: one labelled example for each ranking; an example may repeat.
         metrics: names as ir_measures writes them: nDCG@10, R@5 (recall), RR (reciprocal rank), AP, P@1 …
 
     Returns:
@@ -35,22 +35,22 @@ def measure(
     parsed = parse_metrics(metrics)
     qrels: dict[str, dict[str, int]] = {}
     run: dict[str, dict[str, float]] = {}
-    for place, (ranking, example) in enumerate(zip(rankings, examples, strict=True)):
-        grades = {str(index): grade for index, grade in example.judgements.items()}
+    for index, (ranking, example) in enumerate(zip(rankings, examples, strict=True)):
+        grades = {str(document): grade for document, grade in example.judgements.items()}
         grades |= {f"missed {number}": grade for number, grade in enumerate(example.missed)}
         # a judgement of 0 keeps an example without relevant documents in the result
-        qrels[str(place)] = grades or {"none": 0}
+        qrels[str(index)] = grades or {"none": 0}
         # trec_eval breaks ties by document name, so scores that fall by one give exactly this order
-        run[str(place)] = {str(index): float(-rank) for rank, index in enumerate(ranking)}
-    found = {name: [0.0] * len(rankings) for name in metrics}
-    for value in require_extra("ir_measures", "eval").iter_calc(list(set(parsed.values())), qrels, run):
-        for name in (name for name, wanted in parsed.items() if wanted == value.measure):
-            found[name][int(value.query_id)] = value.value
-    return found
+        run[str(index)] = {str(document): float(-rank) for rank, document in enumerate(ranking)}
+    values = {name: [0.0] * len(rankings) for name in metrics}
+    for metric in require_extra("ir_measures", "eval").iter_calc(list(set(parsed.values())), qrels, run):
+        for name in (name for name, measure in parsed.items() if measure == metric.measure):
+            values[name][int(metric.query_id)] = metric.value
+    return values
 
 
 def parse_metrics(metrics: Sequence[str]) -> dict[str, Any]:
-    """The measure of ir_measures that each name stands for (`MRR` and `RR` are one).
+    """The measure of ir_measures that each name stands for (`MRR` and `RR` are the same).
 
     Raises:
         ValueError: an unknown measure.
@@ -69,12 +69,12 @@ def ndcg_of_scores(scores: Tensor, example: LabelledExample, cutoff: int = 10) -
     """nDCG@cutoff of every row of scores; equal scores keep the order of the documents.
 
     Args:
-        scores: of several heads or head sets on one example. # (rows, documents)
+        scores: of several heads or head sets on one example. Shape: (rows, documents)
         example: the example.
         cutoff: documents that count.
 
     Returns:
-        # (rows,)
+        Shape: (rows,)
     """
     best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :cutoff].tolist()  # (rows, cutoff)
     name = f"nDCG@{cutoff}"
@@ -82,7 +82,11 @@ def ndcg_of_scores(scores: Tensor, example: LabelledExample, cutoff: int = 10) -
 
 
 class Interval(NamedTuple):
-    """A mean and the bounds of its confidence interval."""
+    """A mean and the bounds of its confidence interval.
+
+    >>> confidence_interval([0.5, 0.5, 0.5])
+    Interval(mean=0.5, low=0.5, high=0.5)
+    """
 
     mean: float
     low: float
@@ -100,7 +104,7 @@ def confidence_interval(values: Sequence[float], confidence: float = 0.95, seed:
     mean = sum(values) / len(values)
     if len(set(values)) == 1:
         return Interval(mean, mean, mean)
-    found = (
+    interval = (
         require_extra("scipy.stats", "eval")
         .bootstrap(
             (list(values),),
@@ -113,11 +117,15 @@ def confidence_interval(values: Sequence[float], confidence: float = 0.95, seed:
         )
         .confidence_interval
     )
-    return Interval(mean, float(found.low), float(found.high))
+    return Interval(mean, float(interval.low), float(interval.high))
 
 
 class Comparison(NamedTuple):
-    """The mean difference between two methods on the same queries, and how likely one as large is by chance."""
+    """The mean difference between two methods on the same queries, and its p-value.
+
+    >>> paired_test([0.5, 0.7], [0.5, 0.7])
+    Comparison(difference=0.0, p_value=1.0)
+    """
 
     difference: float
     p_value: float
@@ -127,11 +135,11 @@ def paired_test(first: Sequence[float], second: Sequence[float], seed: int = 0) 
     """Fisher's paired randomization test of the mean difference, two-sided (Smucker, Allan and Carterette 2007).
 
     Raises:
-        ValueError: not as many values of one as of the other, or none.
+        ValueError: different numbers of values, or none.
     """
     if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} and {len(second)} values; expected one of each method for each query")
-    differences = [one - other for one, other in zip(first, second, strict=True)]
+        raise ValueError(f"{len(first)} and {len(second)} values; expected as many of each, one for each query")
+    differences = [a - b for a, b in zip(first, second, strict=True)]
     mean = sum(differences) / len(differences)
     if not any(differences):
         return Comparison(0.0, 1.0)

@@ -1,6 +1,6 @@
-"""A model that writes: one greedy answer to one prompt.
+"""A generating model: one greedy answer to one prompt.
 
-For measuring what retrieved documents are good for, and for the copying heads; ranking needs none of it.
+Used to measure answers from retrieved documents and to score copying heads; ranking does not need it.
 """
 
 from pathlib import Path
@@ -13,20 +13,28 @@ from qrhead_rag.models.loading import load_generator
 
 
 class Answer(NamedTuple):
-    """What a model wrote, and whether the context had to be cut to fit its prompt."""
+    """The generated text, and whether the context was cut to fit the prompt.
+
+    >>> Answer("At nine.", truncated=False).text
+    'At nine.'
+    """
 
     text: str
     truncated: bool
 
 
 class Writer:
-    """A causal language model with its tokenizer, asked one question at a time.
+    """A causal language model with its tokenizer, for greedy answers to single questions.
 
     Args:
         model: with its output matrix.
-        tokenizer: with a chat template, or the prompt is given as it is.
+        tokenizer: its chat template, if any, wraps the prompt.
         max_new_tokens: length of an answer.
-        context_length: tokens of prompt and answer; by default what the model's configuration says.
+        context_length: tokens of prompt and answer; by default from the model's configuration.
+
+    >>> writer = Writer.from_pretrained()  # doctest: +SKIP
+    >>> writer.answer("The ferry leaves at nine.", "When does the ferry leave?").text  # doctest: +SKIP
+    'The ferry leaves at nine.'
     """
 
     def __init__(
@@ -71,11 +79,11 @@ class Writer:
         return cls(model, tokenizer, max_new_tokens=max_new_tokens)
 
     def answer(self, context: str, question: str) -> Answer:
-        """Answer a question on a context; of a context that does not fit, the beginning is read.
+        """Answer a question about a context; a context that does not fit is cut at its end.
 
         Args:
-            context: what is known; stands first.
-            question: what is asked, with any instruction; never cut.
+            context: the source text; it comes first.
+            question: the question with any instruction; never cut.
         """
         ids = self._prompt(f"{context}\n\n{question}")
         room = None if self.context_length is None else self.context_length - self.max_new_tokens
@@ -83,7 +91,7 @@ class Writer:
         if room is not None and truncated:
             tokens = self.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)
             around = len(self._prompt(f"\n\n{question}"))
-            # a cut text may take a few tokens more than its part of the whole did
+            # a cut text may take a few tokens more than it did within the whole
             kept = max(0, room - around - 8)
             end = tokens["offset_mapping"][kept][0] if kept < len(tokens["input_ids"]) else len(context)
             ids = self._prompt(f"{context[:end]}\n\n{question}")
@@ -115,4 +123,4 @@ class Writer:
         )
         new: list[int] = output[0, len(ids) :].tolist()
         ends = set(ends if isinstance(ends, list) else [ends])
-        return new[: next((place for place, token in enumerate(new) if token in ends), len(new))]
+        return new[: next((index for index, token in enumerate(new) if token in ends), len(new))]

@@ -1,7 +1,7 @@
-"""A QRRetriever described by its options: loaded at first use, shared by all that describe the same, sent by name.
+"""A QRRetriever described by its options: loaded at first use, shared by equal options, serialized by name.
 
-Frameworks keep their components as data: they copy them, pickle them, write them as JSON and build them again. A loaded
-model is none of these, so a component carries a description, and the model beside it.
+Frameworks treat components as data: they copy, pickle, serialize and rebuild them. A loaded model is not data, so a
+component has the options that load it, and the model beside them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,28 +22,32 @@ from qrhead_rag.ranking.context import Layout
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
 
-_IN_MEMORY = "in-memory:"  # begins the name of a model that came from nowhere, so that no other is taken in its place
+_IN_MEMORY = "in-memory:"  # prefix of a model without hub id or folder, which cannot be loaded again
 
 _loaded: "WeakValueDictionary[str, QRRetriever]" = WeakValueDictionary()
 _loading = Lock()
 
 
 class ScorerOptions(BaseModel):
-    """Which QRRetriever ranks: one already loaded (`scorer`), or the one that the other options describe.
+    """Which QRRetriever ranks: a loaded one (`scorer`), or the one that the other options load.
 
     Attributes:
         model: hub id or folder of the model; None is the embedded small model.
         heads: None, the name of a shipped set, "all", a path to a .json file, a HeadSet, or (layer, head) pairs.
-        mode: how the documents are run through the model; None is the mode in which the heads were found to rank best.
+        mode: how the documents are run through the model; None is the heads' own mode.
         layout: "given" or "reversed": how the list is laid into the prompt.
         instruction: replaces the instruction before the query.
         device: where the model is loaded; None takes an accelerator where there is one.
         dtype: what its weights are loaded as; None is float32 on CPU, the checkpoint's own elsewhere.
         options: any other option of QRRetriever.from_pretrained (revision, trust_remote_code, window, piece_tokens …).
-        scorer: a loaded QRRetriever, used as it is and where it is. The other options then describe it.
+        scorer: a loaded QRRetriever, used as it is; the other options then describe it.
 
     Raises:
-        ValueError: an option contradicts `scorer`, or the described model lived in memory only.
+        ValueError: an option contradicts `scorer`, or the model was never saved.
+
+    >>> options = ScorerOptions(mode="late", options={"piece_tokens": 128})
+    >>> ScorerOptions(**options.model_dump()) == options  # serializable; the model is loaded by load_scorer()
+    True
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -73,14 +77,14 @@ class ScorerOptions(BaseModel):
         if self.scorer is None:
             self._check_loadable()
             return self
-        for name, found in _description(self.scorer).items():
-            given = getattr(self, name)
-            if name in self.model_fields_set and not _agree(given, found):
+        for name, actual in _loading_options(self.scorer).items():
+            option = getattr(self, name)
+            if name in self.model_fields_set and not _agree(option, actual):
                 raise ValueError(
-                    f"{name}={given!r} contradicts scorer={self.scorer!r}, whose {name} is {found!r}; "
+                    f"{name}={option!r} contradicts scorer={self.scorer!r}, whose {name} is {actual!r}; "
                     f"leave {name} out, or build the QRRetriever with it"
                 )
-            setattr(self, name, found)
+            setattr(self, name, actual)
         return self
 
     @property
@@ -89,7 +93,7 @@ class ScorerOptions(BaseModel):
         return self.model or EMBEDDED_MODEL
 
     def load_scorer(self) -> QRRetriever:
-        """The QRRetriever, loaded by whoever asks first and shared by all whose options are equal.
+        """The QRRetriever, loaded by the first call and shared by all components with equal options.
 
         Raises:
             OSError, ValueError: as `QRRetriever.from_pretrained`.
@@ -97,15 +101,15 @@ class ScorerOptions(BaseModel):
         if self.scorer is None:
             self._check_loadable()
             names = ScorerOptions.model_fields.keys() - {"options", "scorer"}
-            described = {**self.options, **{name: getattr(self, name) for name in names}}
+            options = {**self.options, **{name: getattr(self, name) for name in names}}
             with _loading:
-                scorer = _loaded.get(_key(described))
+                scorer = _loaded.get(_key(options))
                 if scorer is None:
-                    scorer = QRRetriever.from_pretrained(**described)
-                    # Known under its full description too: what an equal component reads from its serialized form.
-                    found = _description(scorer)
-                    for options in (described, {**described, **found.pop("options"), **found}):
-                        _loaded.setdefault(_key(options), scorer)
+                    scorer = QRRetriever.from_pretrained(**options)
+                    # Also under its full options, which an equal component reads from its serialized form.
+                    resolved = _loading_options(scorer)
+                    for known in (options, {**options, **resolved.pop("options"), **resolved}):
+                        _loaded.setdefault(_key(known), scorer)
             self.scorer = scorer
         return self.scorer
 
@@ -117,7 +121,7 @@ class ScorerOptions(BaseModel):
             )
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Pickled without the loaded model, which is loaded again where it is needed."""
+        """Pickled without the loaded model, which load_scorer() loads again."""
         return super(ScorerOptions, self.model_copy(update={"scorer": None})).__getstate__()
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
@@ -132,16 +136,19 @@ class ScorerOptions(BaseModel):
 
 
 class RerankOptions(ScorerOptions):
-    """A component that keeps the best of what was retrieved: which QRRetriever ranks, and how much of it is kept.
+    """Options of a reranking component: which QRRetriever ranks, and how many documents are kept.
 
     Attributes:
         top_n: documents to keep; None keeps all.
         min_share: keep documents with at least this share (0 to 1) of the list's positive score mass.
         max_tokens: keep whole documents, best first, within this many tokens of the ranking model.
-        title_key: metadata key of a document's title, which then stands before the text as the model's prompt has it.
+        title_key: metadata key of a document's title, which the prompt puts before the text.
 
     Raises:
         ValueError: an option out of range, or as in `ScorerOptions`.
+
+    >>> RerankOptions(top_n=3, title_key="name").title_of({"name": "Ferries"})
+    'Ferries'
     """
 
     top_n: int | None = 5
@@ -159,7 +166,7 @@ class RerankOptions(ScorerOptions):
         return self.load_scorer().rank(query, passages, **self._selection())
 
     def title_of(self, metadata: Mapping[str, Any]) -> str | None:
-        """The title that a document's metadata names."""
+        """The title in a document's metadata."""
         title = metadata.get(self.title_key) if self.title_key else None
         return None if title is None else str(title)
 
@@ -171,22 +178,22 @@ def _key(options: dict[str, Any]) -> str:
     return repr(sorted(options.items()))
 
 
-def _description(scorer: QRRetriever) -> dict[str, Any]:
-    """The options that load an equal scorer, on whatever device there is then."""
+def _loading_options(scorer: QRRetriever) -> dict[str, Any]:
+    """The options that load an equal scorer, on any device."""
     shipped = {heads.model for heads in shipped_head_sets()}
     unnamed = not scorer.model.name_or_path and scorer.model_name not in shipped
-    reading = scorer.options.model_dump(exclude_defaults=True, exclude={"layout", "instruction"})
+    list_options = scorer.options.model_dump(exclude_defaults=True, exclude={"layout", "instruction"})
     return {
         "model": f"{_IN_MEMORY}{scorer.model_name}" if unnamed else scorer.model_name,
         "heads": scorer.heads,
         "mode": scorer.mode,
         "layout": scorer.layout,
         "instruction": None if scorer.instruction == INSTRUCTION else scorer.instruction,
-        "options": reading,
+        "options": list_options,
     }
 
 
-def _agree(given: Any, found: Any) -> bool:
-    if isinstance(found, HeadSet) and not isinstance(given, HeadSet):
-        return given in (None, found.name, found.task, found.heads)
-    return given is None or given == found or str(given).startswith(_IN_MEMORY)
+def _agree(option: Any, actual: Any) -> bool:
+    if isinstance(actual, HeadSet) and not isinstance(option, HeadSet):
+        return option in (None, actual.name, actual.task, actual.heads)
+    return option is None or option == actual or str(option).startswith(_IN_MEMORY)

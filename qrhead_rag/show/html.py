@@ -1,9 +1,8 @@
-"""Documents as cards on a page: a bar for the score, each stretch of text shaded by what it contributed.
+"""Documents as cards on a page: a bar for the score, each stretch of text shaded by its contribution.
 
-Plain HTML and CSS, for notebooks and as a page of its own. Text is escaped and isolated, so that no document touches
-what stands around it. Shades and bars carry their colours with them, because viewers of notebooks that nobody has
-trusted yet leave style sheets out. The ground is the notebook's own; a page of its own is light or dark as the reader's
-system is.
+Plain HTML and CSS, for notebooks and as a standalone page. Text is escaped and isolated from its surroundings. Shades
+and bars have inline colours, because viewers drop the style sheets of untrusted notebooks. In a notebook the background
+is the notebook's; a standalone page is light or dark like the reader's system.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,8 @@ from qrhead_rag.ranking.result import ExplainedPassage, Explanation, Ranking, St
 from qrhead_rag.show.ink import colour_of, printable, strength
 
 _FULL_SHADE = 0.75  # opacity; text keeps a contrast of 4.5 on it, on light and on dark grounds
-_FAINTEST = 0.1  # strength below which a shade is only a haze: a hundredth of the largest contribution
-_MARKED = 0.25  # strength from which a token is marked by more than its shade
+_FAINTEST = 0.1  # strength below which there is no shade: a hundredth of the largest contribution
+_MARKED = 0.25  # strength from which a token has a mark besides its shade
 
 _STYLE = """
 .qrhead-cards { color: var(--jp-content-font-color1, inherit); font-family: var(--jp-content-font-family, inherit);
@@ -68,16 +67,19 @@ body > .qrhead-cards {{ margin: 0 auto; }}
 
 @dataclass(frozen=True)
 class Card:
-    """One document as it is shown.
+    """One document on the page.
 
     Attributes:
-        index: place in the list that was ranked.
+        index: of the document in the list that was ranked.
         score: of the document.
-        id: its name, if it has one.
-        label: what the prompt put before it.
+        id: of the document, if it has one.
+        label: the prompt's label before the document.
         title: its title in stretches.
         text: its text in stretches.
-        note: what else is to be said.
+        note: a remark below the title, for instance that only the beginning was read.
+
+    >>> '0.7500' in cards_html("When?", [Card(index=0, score=0.75, text=(Stretch("At nine."),))])
+    True
     """
 
     index: int
@@ -90,7 +92,7 @@ class Card:
 
 
 def ranking_html(ranking: Ranking) -> str:
-    """The passages of a ranking as cards, each with the beginning of its text."""
+    """The passages of a ranking as cards with the beginning of their texts, as a fragment of a page."""
     cards = [
         Card(
             index=ranked.index,
@@ -106,26 +108,26 @@ def ranking_html(ranking: Ranking) -> str:
 
 
 def explanation_html(explanation: Explanation) -> str:
-    """The passages of an explanation as cards, token by token, as a part of a page."""
-    return cards_html(explanation.query, [_explained(passage) for passage in explanation.passages])
+    """The passages of an explanation as cards, shaded token by token, as a fragment of a page."""
+    return cards_html(explanation.query, [_explanation_card(passage) for passage in explanation.passages])
 
 
 def explanation_page(explanation: Explanation) -> str:
-    """The same as a page of its own."""
-    return page_html(explanation.query, [_explained(passage) for passage in explanation.passages])
+    """The same as a standalone page."""
+    return page_html(explanation.query, [_explanation_card(passage) for passage in explanation.passages])
 
 
 def cards_html(query: str, cards: Sequence[Card], note: str = "") -> str:
-    """Cards in the order given, under the query, as a part of a page: what a notebook shows."""
+    """The query and the cards in their order, as a fragment of a page for a notebook."""
     return "".join(_cards(query, cards, note))
 
 
 def page_html(query: str, cards: Sequence[Card], note: str = "") -> str:
-    """The same as a page of its own. It fetches nothing and runs nothing."""
+    """The same as a standalone page, which fetches nothing and runs no script."""
     return _PAGE.format(title=_escaped(query), cards=cards_html(query, cards, note))
 
 
-def _explained(explained: ExplainedPassage) -> Card:
+def _explanation_card(explained: ExplainedPassage) -> Card:
     note = "only the beginning was read" if explained.truncated else ""
     return Card(
         index=explained.index,
@@ -154,11 +156,11 @@ def _cards(query: str, cards: Sequence[Card], note: str) -> Iterator[str]:
     if largest:
         yield _legend(largest, negative=min(contributions) < 0)
     yield '<div role="list">'
-    for place, card in enumerate(cards, start=1):
-        yield f'<div class="qr-card" role="listitem"><div class="qr-head"><span class="qr-place">{place}</span>'
+    for rank, card in enumerate(cards, start=1):
+        yield f'<div class="qr-card" role="listitem"><div class="qr-head"><span class="qr-place">{rank}</span>'
         yield f'<div class="qr-name">{_name(card, largest)}</div>{_meter(card.score, min(scores), max(scores))}</div>'
         if card.text:
-            yield f'<div class="qr-text" dir="auto">{_shaded(card.text, largest)}</div>'
+            yield f'<div class="qr-text" dir="auto">{_shade_stretches(card.text, largest)}</div>'
         yield "</div>"
     yield "</div></div>"
 
@@ -169,15 +171,15 @@ def _name(card: Card, largest: float) -> str:
     if card.id is not None:
         facts.append(f"id <bdi>{_escaped(card.id)}</bdi>")
     if card.label:
-        facts.append(f"label&nbsp;{_shaded(card.label, largest)}")
+        facts.append(f"label&nbsp;{_shade_stretches(card.label, largest)}")
     if card.note:
         facts.append(_escaped(card.note))
-    title = f'<bdi class="qr-title">{_shaded(card.title, largest)}</bdi> ' if card.title else ""
+    title = f'<bdi class="qr-title">{_shade_stretches(card.title, largest)}</bdi> ' if card.title else ""
     return f'{title}<span class="qr-faint">{" · ".join(facts)}</span>'
 
 
 def _meter(score: float, low: float, high: float) -> str:
-    """A bar from zero to the score, on a scale that holds every score of the list and zero."""
+    """A bar from zero to the score; the scale covers zero and every score of the list."""
     width = high - low or 1.0
     start, end = min(score, 0.0), max(score, 0.0)
     zero = f'<div class="qr-zero" style="left: {-low / width:.2%}"></div>' if low < 0 else ""
@@ -189,17 +191,17 @@ def _meter(score: float, low: float, high: float) -> str:
 
 
 def _legend(largest: float, negative: bool) -> str:
-    """The scale of the shades: a quarter of the largest contribution has half its shade."""
+    """The scale of the shades: a quarter of the largest contribution has half the shade."""
     steps = (-largest, -largest / 4) * negative + (largest / 4, largest)
-    swatches = "".join(_shade(f"{step:+.2g}", step, largest) for step in steps)
+    swatches = "".join(_shaded_span(f"{step:+.2g}", step, largest) for step in steps)
     return f'<div class="qr-legend"><span class="qr-faint">what a token contributed</span>{swatches}</div>'
 
 
-def _shaded(stretches: Sequence[Stretch], largest: float) -> str:
-    return "".join(_stretch(stretch, largest) for stretch in stretches)
+def _shade_stretches(stretches: Sequence[Stretch], largest: float) -> str:
+    return "".join(_shade_stretch(stretch, largest) for stretch in stretches)
 
 
-def _stretch(stretch: Stretch, largest: float) -> str:
+def _shade_stretch(stretch: Stretch, largest: float) -> str:
     if stretch.contribution is None:
         return f'<span class="qr-unread" title="not read">{_escaped(stretch.text)}</span>'
     if not stretch.contribution:
@@ -207,11 +209,11 @@ def _stretch(stretch: Stretch, largest: float) -> str:
     space, word = stretch.halves
     tokens = f", {stretch.num_tokens} tokens" if stretch.num_tokens > 1 else ""
     tip = f' title="{stretch.contribution:+.5f}{tokens}"'
-    return space + _shade(word, stretch.contribution, largest, tip)
+    return space + _shaded_span(word, stretch.contribution, largest, tip)
 
 
-def _shade(text: str, contribution: float, largest: float, attributes: str = "") -> str:
-    """A text on its shade. What is strongly against is underlined too, and a strong line break has a sign."""
+def _shaded_span(text: str, contribution: float, largest: float, attributes: str = "") -> str:
+    """A span with its shade. Strong negative tokens are underlined too; a strong line break has a visible sign."""
     shade = strength(contribution, largest)
     against = " qr-against" * (contribution < 0 and shade >= _MARKED)
     line_break = " qr-break" * (shade >= _MARKED and not text.strip() and (not text or "\n" in text))

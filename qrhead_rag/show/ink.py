@@ -1,8 +1,8 @@
-"""What pages, terminals and pictures share: the colours of a contribution, and text that is fit to be shown.
+"""Colours of a contribution and printable text, shared by pages, terminals and pictures.
 
-Blue is for the query, orange against it: blue and vermillion of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/),
-which the colour-blind tell apart, and half as bright as white: both can be read on light and on dark grounds.
-Nothing in a printable text steers a terminal, and all of it can be encoded and drawn.
+Blue counts for the query, orange against it: blue and vermillion of Okabe and Ito's palette
+(https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart and which are legible on light and dark
+backgrounds. Printable text has no control sequences, and all of it can be encoded and drawn.
 """
 
 from math import sqrt
@@ -15,7 +15,7 @@ AGAINST: RGB = (213, 94, 0)
 
 
 def colour_of(value: float) -> RGB:
-    """The colour of what is for the query (0 and above) or against it.
+    """The colour of a contribution: for the query (0 and above) or against it.
 
     >>> colour_of(0.2) == FOR, colour_of(-0.2) == AGAINST
     (True, True)
@@ -24,9 +24,9 @@ def colour_of(value: float) -> RGB:
 
 
 def strength(value: float, largest: float) -> float:
-    """How strong the shade of a contribution is, from 0 to 1: the root of its share of the largest one.
+    """Strength of a contribution's shade, from 0 to 1: the square root of its share of the largest.
 
-    A few tokens contribute most. By the share itself, all others would be too pale to see.
+    A few tokens contribute most; without the root all others would be too pale to see.
 
     >>> strength(-0.25, 1.0), strength(0.0, 0.0)
     (0.5, 0.0)
@@ -36,7 +36,7 @@ def strength(value: float, largest: float) -> float:
 
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}  # ␀ to ␟, ␡
 _NO_CHARACTERS = dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
-_SHOWN_AS: dict[int, int | None] = {
+_REPLACEMENTS: dict[int, int | None] = {
     **_PICTURES,
     **_NO_CHARACTERS,
     ord("\n"): ord("\n"),
@@ -46,9 +46,9 @@ _SHOWN_AS: dict[int, int | None] = {
 
 
 def printable(text: str) -> str:
-    """The text with control characters as their pictures, lone surrogates as �, and without carriage returns.
+    """The text with control characters as symbols, lone surrogates as �, and without carriage returns.
 
     >>> printable("red \\x1b[31m, CR LF\\r\\n")
     'red ␛[31m, CR LF\\n'
     """
-    return text.translate(_SHOWN_AS)
+    return text.translate(_REPLACEMENTS)

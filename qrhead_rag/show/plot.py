@@ -1,7 +1,6 @@
-"""Pictures: what every head is worth, a ranking's scores.
+"""Plots: the value of every head, the scores of a ranking.
 
-Needs the extra `plot`. Figures are made without pyplot, so that no state is shared and no display is asked for; a
-notebook shows them all the same.
+Needs the extra `plot`. Figures are made without pyplot: no global state, no display; notebooks show them.
 """
 
 from collections.abc import Sequence
@@ -21,20 +20,20 @@ _LABEL_LENGTH = 40  # characters
 
 
 def plot_heads(head_scores: Tensor | Sequence[Sequence[float]], *, heads: Sequence[Head] = (), title: str = "") -> Any:
-    """What every head is worth, as a map with layers upward.
+    """The value of every head as a map, with the first layer at the bottom.
 
-    Where some values are negative, blue is above zero and orange below; else light is high.
+    With negative values, blue is above zero and orange below; otherwise light is high.
 
     Args:
-        head_scores: a number for every head. # (layers, heads)
+        head_scores: a number for every head. Shape: (layers, heads)
         heads: (layer, head) pairs to ring.
-        title: stands above the map.
+        title: of the map.
 
     Returns:
         A matplotlib Figure; `savefig("heads.png")` writes it.
 
     Raises:
-        ValueError: not a number for every head of every layer, or a head to ring that is not on the map.
+        ValueError: not a number for every head of every layer, or a ringed head outside the map.
         ImportError: the extra `plot` is not installed.
     """
     try:
@@ -47,7 +46,7 @@ def plot_heads(head_scores: Tensor | Sequence[Sequence[float]], *, heads: Sequen
     absent = [head for head in heads if not (0 <= head[0] < num_layers and 0 <= head[1] < num_heads)]
     if absent:
         raise ValueError(f"heads {absent} are not on a map of {num_layers} layers of {num_heads} heads, from (0, 0)")
-    figure = figure_of(max(4.0, 0.25 * num_heads + 2), max(4.0, 0.2 * num_layers + 1))
+    figure = new_figure(max(4.0, 0.25 * num_heads + 2), max(4.0, 0.2 * num_layers + 1))
     axes = figure.subplots()
     image = axes.imshow(values.tolist(), origin="lower", aspect="auto", **_scale(values))
     for colour, width in (("black", 3.0), ("white", 1.5)):  # a white ring with a black rim shows on every colour
@@ -67,9 +66,9 @@ def plot_heads(head_scores: Tensor | Sequence[Sequence[float]], *, heads: Sequen
 
 
 def plot_ranking(ranking: Ranking) -> Any:
-    """The scores of a ranking as bars, in its order from the top: blue above zero, orange below.
+    """The scores of a ranking as bars, best at the top: blue above zero, orange below.
 
-    A bar is named by the title of its passage, else by its id, else by the beginning of its text.
+    The label of a bar is the passage's title, else its id, else the beginning of its text.
 
     Returns:
         A matplotlib Figure.
@@ -77,16 +76,16 @@ def plot_ranking(ranking: Ranking) -> Any:
     Raises:
         ImportError: the extra `plot` is not installed.
     """
-    figure = figure_of(8, 0.3 * len(ranking) + 1)
+    figure = new_figure(8, 0.3 * len(ranking) + 1)
     axes = figure.subplots()
     scores = [ranked.score for ranked in ranking]
-    places = range(len(ranking))
-    bars = axes.barh(places, scores, color=[_hexadecimal(colour_of(score)) for score in scores])
+    rows = range(len(ranking))
+    bars = axes.barh(rows, scores, color=[_hexadecimal(colour_of(score)) for score in scores])
     axes.bar_label(bars, [f"{score:.4f}" for score in scores], padding=3, fontsize="small")
-    # A dollar sign in a text is no formula.
-    axes.set_yticks(places, [_name(ranked) for ranked in ranking], parse_math=False)
+    # A dollar sign in a text does not start a formula.
+    axes.set_yticks(rows, [_name(ranked) for ranked in ranking], parse_math=False)
     axes.set(xlabel="score", ylim=(len(ranking) - 0.4, -0.6))
-    axes.set_title(_shortened(ranking.query, 2 * _LABEL_LENGTH), parse_math=False)
+    axes.set_title(_first_line(ranking.query, 2 * _LABEL_LENGTH), parse_math=False)
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.margins(x=0.2)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -94,10 +93,10 @@ def plot_ranking(ranking: Ranking) -> Any:
     return figure
 
 
-def figure_of(width: float, height: float) -> Any:
-    """An empty figure of this size in inches, which a notebook shows."""
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of this size in inches, which notebooks can show."""
     figure = require_extra("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
-    # A notebook asks an object for this where pyplot has not taught it to show figures.
+    # Notebooks call this where pyplot is not set up to show figures.
     figure._repr_png_ = partial(_png, figure)
     return figure
 
@@ -124,10 +123,10 @@ def _hexadecimal(colour: RGB) -> str:
 
 def _name(ranked: RankedPassage) -> str:
     passage = ranked.passage
-    return _shortened(passage.title or passage.id or passage.text, _LABEL_LENGTH) or f"document {ranked.index}"
+    return _first_line(passage.title or passage.id or passage.text, _LABEL_LENGTH) or f"document {ranked.index}"
 
 
-def _shortened(text: str, length: int) -> str:
+def _first_line(text: str, length: int) -> str:
     """The beginning of a text, on one line."""
     line = " ".join(printable(text[: 4 * length]).split())
     return line if len(line) <= length else f"{line[: length - 1]}…"

@@ -1,8 +1,8 @@
-"""Explanations on a terminal: a passage's text, each token shaded by what it contributed.
+"""Explanations on a terminal: a passage's text, each token shaded by its contribution.
 
-Blue is for the query, orange and underlined against it. The stronger a token beside the strongest one of the passage,
-the more it stands out: coloured, on a coloured ground, bold on it. A terminal does not tell whether it is light or
-dark: both colours can be read on either. The strongest tokens also stand below in words, for terminals without colour.
+Blue counts for the query, orange and underlined against it. By its share of the passage's strongest token, a token is
+coloured, on a coloured background, or bold on it. Both colours are legible on light and dark terminals. The strongest
+tokens are also listed in words, for terminals without colour.
 """
 
 from collections.abc import Iterator
@@ -14,22 +14,22 @@ from rich.text import Text
 from qrhead_rag.ranking.result import ExplainedPassage, Stretch
 from qrhead_rag.show.ink import colour_of, printable, strength
 
-_COLOURED, _GROUND, _BOLD = 0.25, 0.5, 0.75  # strengths from which a token stands out more
+_COLOURED, _BACKGROUND, _BOLD = 0.25, 0.5, 0.75  # strengths from which each style applies
 
 
-def shaded(passage: ExplainedPassage) -> Text:
-    """Title and text of a passage, shaded; what was not read is dim."""
+def shade_passage(passage: ExplainedPassage) -> Text:
+    """Title and text of a passage, shaded; text that was not read is dim."""
     highest = max((abs(token.contribution) for token in passage.tokens), default=0.0)
     title, body = (
-        Text.assemble(*(half for stretch in passage.stretches(part) for half in _shaded(stretch, highest)))
+        Text.assemble(*(half for stretch in passage.stretches(part) for half in _styled_halves(stretch, highest)))
         for part in ("title", "text")
     )
     title.stylize("bold")
     return Text("\n").join([title, body]) if title else body
 
 
-def strongest(passage: ExplainedPassage, number: int = 8) -> str:
-    """The tokens that count most, for or against, with their contributions, strongest first."""
+def strongest_tokens(passage: ExplainedPassage, number: int = 8) -> str:
+    """The tokens with the largest contributions, for or against, strongest first."""
     tokens = sorted(passage.tokens, key=lambda token: -abs(token.contribution))[:number]
     return ", ".join(f"{_word(token.text)} {token.contribution:+.4f}" for token in tokens)
 
@@ -38,7 +38,7 @@ def _word(text: str) -> str:
     return printable(text.strip()) or repr(text)
 
 
-def _shaded(stretch: Stretch, highest: float) -> Iterator[tuple[str, Style]]:
+def _styled_halves(stretch: Stretch, highest: float) -> Iterator[tuple[str, Style]]:
     space, word = stretch.halves
     yield space, Style()
     yield printable(word), _style(stretch.contribution, highest)
@@ -52,6 +52,6 @@ def _style(contribution: float | None, highest: float) -> Style:
         return Style()
     colour = Color.from_rgb(*colour_of(contribution))
     against = contribution < 0
-    if shade < _GROUND:
+    if shade < _BACKGROUND:
         return Style(color=colour, underline=against)
     return Style(color="#000000" if against else "#ffffff", bgcolor=colour, bold=shade >= _BOLD, underline=against)

@@ -13,9 +13,9 @@ from qrhead_rag import HeadSet, Passage, QRRetriever, __version__
 from qrhead_rag.cli import app
 from qrhead_rag.core.heads import parse_heads, shipped_head_sets
 from qrhead_rag.datasets.bm25 import BM25
-from qrhead_rag.demo import Comparison, Question, compare, load_handbook, summary, telling
+from qrhead_rag.demo import Comparison, Question, compare, load_handbook, select_comparisons, summary
 from qrhead_rag.ranking.result import ExplainedPassage, RankedPassage, Ranking, TokenContribution
-from qrhead_rag.show.terminal import shaded, strongest
+from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 QUERY = "how many ships passed"
@@ -175,7 +175,7 @@ def test_explain_shows_the_strongest_tokens_of_each_document(folder, texts, retr
     result = invoke(*arguments, columns="400")
     assert result.exit_code == 0, result.stderr
     for passage in retriever.rank(QUERY, TEXTS).explain().passages:
-        assert strongest(passage) in result.stdout
+        assert strongest_tokens(passage) in result.stdout
 
 
 def test_a_list_longer_than_the_context_is_ranked_with_one_line_of_warning(folder):
@@ -302,7 +302,7 @@ def test_the_demo_compares_what_each_method_ranks_alone(handbook, folder):
         assert [entry.index for entry in comparison.ranking] == [entry.index for entry in alone]
         words = BM25([passage.content for passage in passages]).best(query, len(passages))
         assert comparison.bm25 == tuple(passages[place] for place in words)
-        for place, order in zip(comparison.places, (words, [entry.index for entry in alone]), strict=True):
+        for place, order in zip(comparison.ranks, (words, [entry.index for entry in alone]), strict=True):
             relevant = [passages[index].id in comparison.question.relevant for index in order]
             assert relevant.index(True) == place - 1
 
@@ -326,9 +326,9 @@ def test_the_demo_counts_all_questions():
 
 
 def test_the_demo_shows_the_greatest_gains_and_the_greatest_loss():
-    shown = telling([made(2, 1), made(10, 1), made(1, 9), made(9, 2), made(1, 2), made(5, 1)])
+    shown = select_comparisons([made(2, 1), made(10, 1), made(1, 9), made(9, 2), made(1, 2), made(5, 1)])
     assert [comparison.question.query for comparison in shown] == ["10 1", "9 2", "5 1", "1 9"]
-    assert len(telling([made(2, 1)])) == 1
+    assert len(select_comparisons([made(2, 1)])) == 1
 
 
 def test_the_demo_asks_ones_own_question(folder):
@@ -403,7 +403,7 @@ def test_colours_reach_a_terminal(folder):
     console = Console(force_terminal=True, color_system="truecolor", width=60)
     tokens = (TokenContribution("a ship", "text", 0, 6, 1.0),)
     with console.capture() as captured:
-        console.print(shaded(ExplainedPassage(0, 1.0, Passage(text="a ship"), tokens)))
+        console.print(shade_passage(ExplainedPassage(0, 1.0, Passage(text="a ship"), tokens)))
     assert "48;2;0;114;178" in captured.get()
 
 

@@ -166,8 +166,8 @@ def test_evaluate_compares_methods(data, tmp_path, tiny_load):
 
 @pytest.mark.slow
 def test_detect_reports_the_overlap_with_copying_heads(data, tmp_path, tiny_load, monkeypatch):
-    monkeypatch.setattr(qrhead_rag.detect.copying, "written_needles", lambda: [NEEDLE])
-    monkeypatch.setattr(qrhead_rag.detect.copying, "written_haystack", lambda: "stone and river. cloud or bread. " * 20)
+    monkeypatch.setattr(qrhead_rag.detect.copying, "load_needles", lambda: [NEEDLE])
+    monkeypatch.setattr(qrhead_rag.detect.copying, "load_haystack", lambda: "stone and river. cloud or bread. " * 20)
     command = ["detect", str(data), "--out", str(tmp_path / "new" / "h.json"), "--report", str(tmp_path / "new" / "r")]
     command += ["--scores", str(tmp_path / "s"), "--num-heads", "1"]
     done = run(app, [*command, "--copying"])

@@ -9,7 +9,7 @@ import pytest
 
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import LabelledExample
-from qrhead_rag.datasets.load import DatasetError, load_examples, ordered, recognise, sampled, write_jsonl
+from qrhead_rag.datasets.load import DatasetError, detect_format, load_examples, ordered, sample_examples, write_jsonl
 
 MEASURING = Path(__file__).parents[3] / "shared" / "data"
 
@@ -123,10 +123,10 @@ def test_json_that_python_does_not_read_is_malformed(tmp_path, odd):
 def test_a_gzipped_file_cut_off_is_named(tmp_path):
     path = tmp_path / "nq.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(HOTPOT).encode() * 50)[:-20])
-    with pytest.raises(ValueError, match=r"nq\.jsonl\.gz is no whole gzip file"):
+    with pytest.raises(ValueError, match=r"nq\.jsonl\.gz is not a complete gzip file"):
         load_examples(path)
     path.write_bytes(b"no gzip at all")
-    with pytest.raises(ValueError, match=r"nq\.jsonl\.gz is no whole gzip file"):
+    with pytest.raises(ValueError, match=r"nq\.jsonl\.gz is not a complete gzip file"):
         load_examples(path)
 
 
@@ -420,7 +420,7 @@ def test_dpr_lists_that_have_negatives_stay(tmp_path):
         ("musique", {"id": "m", "question": "What?"}, "paragraphs: Field required"),
         ("musique", {"id": "m", "question": "What?", "paragraphs": [{"idx": 0}]}, "paragraphs.0.paragraph_text"),
         ("qrhead", {"idx": 1, "question": "What?", "paragraphs": []}, "gt_docs: Field required"),
-        ("qrhead", {"idx": 1, "question": "What?", "paragraphs": [], "gt_docs": []}, "at least one document"),
+        ("qrhead", {"idx": 1, "question": "What?", "paragraphs": [], "gt_docs": []}, "without documents"),
         ("dpr", {"question": "What?", "answers": "one", "ctxs": []}, "answers: Input should be a valid list"),
         ("dpr", {"question": "What?", "answers": [], "ctxs": [{"title": "x"}]}, "ctxs.0.text: Field required"),
         ("locomo", {"sample_id": "c", "conversation": {"speaker_a": "Ana"}, "qa": []}, "has no session_<number>"),
@@ -455,7 +455,7 @@ def test_plain_jsonl_by_index_or_by_id_and_back(tmp_path):
         ({"relevant": [2]}, r"relevant documents \[2\] of a list of 2"),
         ({"relevant": [1, 1]}, "twice"),
         ({"relevant": ["z"]}, "expected a document id"),
-        ({"documents": []}, "at least one document"),
+        ({"documents": []}, "without documents"),
         ({"grades": [1, 2]}, "2 grades for 1"),
         ({"documnets": []}, "documnets: Extra inputs"),
     ],
@@ -474,12 +474,12 @@ def test_candidates_cut_longer_lists_to_what_bm25_ranks_best(tmp_path):
 
 
 def test_formats_are_recognised_or_refused_by_name(tmp_path):
-    assert recognise(write(tmp_path / "a.json", [LONGMEMEVAL])) == "longmemeval"
+    assert detect_format(write(tmp_path / "a.json", [LONGMEMEVAL])) == "longmemeval"
     with pytest.raises(ValueError, match=r"fields \['colour'\].*--format"):
-        recognise(write(tmp_path / "b.json", [{"colour": 1}]))
+        detect_format(write(tmp_path / "b.json", [{"colour": 1}]))
     with pytest.raises(ValueError, match="expected one of beir, clipper"):
         load_examples(tmp_path / "a.json", format="csv")
-    with pytest.raises(ValueError, match="split='dev' means nothing to the format longmemeval"):
+    with pytest.raises(ValueError, match="split='dev' is not an option of the format longmemeval"):
         load_examples(tmp_path / "a.json", split="dev")
     with pytest.raises(FileNotFoundError):
         load_examples(tmp_path / "nowhere.json")
@@ -504,13 +504,13 @@ def test_orders_move_the_labels_with_the_documents():
 
 def test_parts_have_no_example_in_common_and_samples_keep_the_order():
     examples = [EXAMPLE.model_copy(update={"id": str(place)}) for place in range(20)]
-    first, second = (sampled(examples, part=(number, 2)) for number in (1, 2))
+    first, second = (sample_examples(examples, part=(number, 2)) for number in (1, 2))
     assert not {e.id for e in first} & {e.id for e in second}
-    some = sampled(examples, count=5, seed=1)
-    assert some == sampled(examples, count=5, seed=1)
+    some = sample_examples(examples, count=5, seed=1)
+    assert some == sample_examples(examples, count=5, seed=1)
     assert [int(e.id) for e in some] == sorted(int(e.id) for e in some)
     with pytest.raises(ValueError, match="part 3 of 2"):
-        sampled(examples, part=(3, 2))
+        sample_examples(examples, part=(3, 2))
 
 
 @pytest.mark.skipif(not MEASURING.is_dir(), reason="data beside the project is absent")

@@ -1,7 +1,9 @@
 """Detection on a tiny model with hand-made heads, criteria against sums by hand, resuming, curves, the copying heads."""
 
+import inspect
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import qrhead_rag.detect.recording as recordings
 from qrhead_rag import HeadSet, QRRetriever
+from qrhead_rag.cli.detect import detect as detect_command
 from qrhead_rag.core.heads import ModelShape
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import Span
@@ -28,7 +31,7 @@ from qrhead_rag.detect.choosing import (
     smallest_as_good,
     stability,
 )
-from qrhead_rag.detect.copying import Needle, copied_share, copying_scores, hide, written_haystack, written_needles
+from qrhead_rag.detect.copying import Needle, copied_share, copying_scores, insert_needle, load_haystack, load_needles
 from qrhead_rag.detect.detection import detect
 from qrhead_rag.detect.plot import curves, head_map, save_plots
 from qrhead_rag.detect.recording import RecordedExample, Recording, example_digest, record, settings_digest
@@ -129,6 +132,12 @@ def test_every_criterion_finds_the_hand_made_head_in_every_mode(criterion, mode,
     assert detection.stability.frequency == (1.0,)
 
 
+def test_the_command_has_every_criterion():
+    """It starts without torch, so it names them itself."""
+    annotation = inspect.signature(detect_command).parameters["criterion"].annotation
+    assert set(get_args(get_args(annotation)[0])) == set(CRITERIA)
+
+
 def test_report_head_set_and_controls(recording, retriever, tmp_path):
     detection = detect({"marks": recording}, "hand-made", SHAPE, "listwise")
     assert len(detection.chosen) == 1  # one head is as good as any number
@@ -138,7 +147,7 @@ def test_report_head_set_and_controls(recording, retriever, tmp_path):
     assert detection.by_depth["ndcg"].x == (0, 1, 2)
     before, with_it, after = (quality.mean for quality in detection.by_depth["ndcg"].quality)
     assert before < with_it == after == pytest.approx(1.0)
-    assert detection.overlap == {"mass": 1.0, "ndcg": 1.0}
+    assert detection.overlap == {criterion: 1.0 for criterion in CRITERIA if criterion != "contrastive"}
     written = json.loads(detection.to_json())
     assert written["values"]["contrastive"][1][2] == pytest.approx(detection.chosen[0].value, abs=1e-6)
     heads = detection.head_set("marks", note="by hand")
@@ -194,7 +203,7 @@ def test_files_are_told_apart_by_everything_the_scores_depend_on(retriever, monk
         assert settings_digest(QRRetriever(model, tokenizer, **named, **options)) != settings
     late = QRRetriever(model, tokenizer, **named, mode="late")
     before = settings_digest(late)
-    monkeypatch.setattr(recordings, "_SEPARATE_READING", 1)
+    monkeypatch.setattr(recordings, "_PER_PASSAGE_VERSION", 1)
     assert settings_digest(late) != before
     assert settings_digest(retriever) == settings
     tuned, _ = hand_made()
@@ -225,7 +234,7 @@ def test_examples_that_cannot_tell_heads_apart_are_left_out(retriever, tmp_path)
     with pytest.raises(ValueError, match="1 examples with relevant and other documents; expected at least 5"):
         detect({"marks": Recording(found.examples[:2], found.files[:2])}, "hand-made", SHAPE, "listwise")
     useless = Recording(found.examples[-1:], found.files[-1:])
-    with pytest.raises(ValueError, match="nothing has no example with relevant and other documents"):
+    with pytest.raises(ValueError, match="nothing has no example with both relevant and other documents"):
         detect({"marks": found, "nothing": useless}, "hand-made", SHAPE, "listwise")
     with pytest.raises(ValueError, match="scores of 12 heads were recorded, the model has 15"):
         detect({"marks": found}, "hand-made", ModelShape("llama", 3, 5), "listwise")
@@ -322,7 +331,7 @@ def test_copying_counts_only_needles_that_are_found(writer):
     found = copying_scores(writer, needles=[lost], haystack="stone river. cloud.", lengths=(4,))
     assert (found.num_found, found.num_runs) == (0, 1)
     assert not found.scores.any()
-    with pytest.raises(ValueError, match="'bread' does not stand in the needle"):
+    with pytest.raises(ValueError, match="'bread' is not part of the needle"):
         copying_scores(writer, needles=[NEEDLE._replace(answer="bread")], haystack="stone.", lengths=(1,))
 
 
@@ -348,10 +357,10 @@ def test_copied_share_equals_full_attention(embedded_all):
 
 
 def test_needles_come_with_the_package_and_hide_between_sentences(writer):
-    needles = written_needles()
+    needles = load_needles()
     assert len(needles) >= 10
-    assert all(one.answer in one.needle and one.needle not in written_haystack() for one in needles)
-    text = hide(needles[0], writer, written_haystack(), 100, 0.5)
+    assert all(one.answer in one.needle and one.needle not in load_haystack() for one in needles)
+    text = insert_needle(needles[0], writer, load_haystack(), 100, 0.5)
     before, after = text.split(needles[0].needle)
     assert before.endswith((". ", "? ", "! "))
     assert 0.3 < len(before) / len(before + after) < 0.8

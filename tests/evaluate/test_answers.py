@@ -7,7 +7,7 @@ import pytest
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.datasets.load import load_examples
-from qrhead_rag.evaluate.answers import answer_with_contexts, contains, exact, summarize, verdict
+from qrhead_rag.evaluate.answers import answer_with_contexts, contains, exact, parse_verdict, summarize
 from qrhead_rag.evaluate.methods import by_score
 from qrhead_rag.evaluate.writer import Answer, Writer
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
@@ -108,9 +108,9 @@ def test_exact_and_contained(reference, answer, same, inside):
 
 
 def test_verdicts():
-    assert verdict("The claim is FALSE. It is not true.") == "false"
-    assert verdict("**True**") == "true"
-    assert verdict("untrue") is None
+    assert parse_verdict("The claim is FALSE. It is not true.") == "false"
+    assert parse_verdict("**True**") == "true"
+    assert parse_verdict("untrue") is None
 
 
 def test_questions_without_an_answer_are_asked_where_a_judge_marks_them():
@@ -118,7 +118,7 @@ def test_questions_without_an_answer_are_asked_where_a_judge_marks_them():
     writer = Scripted([("", "Nine.")])
     answers = answer_with_contexts([QUESTION, refused], writer, {})
     assert {answer.id for answer in answers} == {"q"}
-    with pytest.raises(ValueError, match="1 examples, none of them"):
+    with pytest.raises(ValueError, match="none of the 1 examples can be marked"):
         answer_with_contexts([refused], writer, {})
     answers = answer_with_contexts([QUESTION, refused], writer, {}, judge=lambda *asked: 0.25)
     assert [answer.marks for answer in answers if answer.id == "q_abs"] == [{"judge": 0.25}] * 2

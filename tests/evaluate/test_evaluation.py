@@ -18,7 +18,7 @@ from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.evaluate.embedding import EmbeddingModel
 from qrhead_rag.evaluate.evaluation import Evaluation, evaluate
-from qrhead_rag.evaluate.methods import Ranked, by_score, make_method, remembered
+from qrhead_rag.evaluate.methods import Ranked, by_score, cached_method, make_method
 from qrhead_rag.evaluate.metrics import confidence_interval, measure, ndcg_of_scores, paired_test
 from qrhead_rag.evaluate.writer import Answer
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
@@ -311,7 +311,7 @@ def test_a_remembered_method_runs_once_for_each_query_and_list():
         asked.append(query)
         return best_last(query, documents)
 
-    again = remembered(method)
+    again = cached_method(method)
     assert again("q", BOATS.documents) == again("q", list(BOATS.documents)) == best_last("q", BOATS.documents)
     again("q", BOATS.documents[:2])
     again("p", BOATS.documents)

@@ -1,5 +1,7 @@
 """What the packages are made of: the core and the two integrations."""
 
+import doctest
+import importlib
 import re
 import tarfile
 import tomllib
@@ -85,3 +87,19 @@ def test_the_readme_shows_what_its_code_prints(name, capsys):
     for code, output in shown:
         exec(code, names)
         assert capsys.readouterr().out == output
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "langchain_qrhead.messages",
+        "langchain_qrhead.middleware",
+        "langchain_qrhead.reranker",
+        "llama_index.postprocessor.qrhead.memory",
+        "llama_index.postprocessor.qrhead.reranker",
+    ],
+)
+def test_the_examples_run(module):
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted > 0
+    assert result.failed == 0

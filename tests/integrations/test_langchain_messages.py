@@ -21,8 +21,8 @@ from tests.helpers.overlap import WordOverlap
 
 
 @pytest.fixture
-def scorer(monkeypatch):
-    return WordOverlap.make(monkeypatch)
+def scorer():
+    return WordOverlap.of(__file__)
 
 
 def words(messages: list[BaseMessage]) -> int:
@@ -52,8 +52,8 @@ def test_what_matters_is_kept_in_order_as_the_same_messages(scorer):
     assert kept == [*BEARS, *DOORS, QUESTION]
     assert all(any(message is given for given in messages) for message in kept)
     assert messages == before
-    turns = [f"{question.text}\n{answer.text}" for question, answer in zip(HISTORY[::2], HISTORY[1::2], strict=True)]
-    assert scorer.asked == [(QUESTION.text, turns)]
+    turns = [f"{question.text} {answer.text}" for question, answer in zip(HISTORY[::2], HISTORY[1::2], strict=True)]
+    assert [scorer.times_read(text) for text in [QUESTION.text, *turns]] == [1] * 6
 
 
 @pytest.mark.parametrize("query", ["tell me of clouds", None, " "])
@@ -102,18 +102,18 @@ def test_calls_and_results_stay_together(scorer):
 
 def test_text_of_content_blocks_is_ranked_and_the_blocks_stay(scorer):
     picture = {"type": "image", "base64": "aGVsbG8=", "mime_type": "image/png"}
-    seen = HumanMessage([{"type": "text", "text": "bears at night"}, picture, "and cubs"])
+    seen = HumanMessage([{"type": "text", "text": "bears at night"}, picture, " and cubs"])
     kept = trim([seen, *CLOUDS, *DOORS, HumanMessage("which bears")], scorer, max_tokens=10)
     assert kept[0] is seen
     assert kept[0].content[1] == picture
-    assert scorer.asked[0][1][0] == seen.text
+    assert scorer.times_read(seen.text) == 1
     assert "base64" not in seen.text
 
 
 def test_a_last_message_of_images_alone_falls_back_on_the_text_before_it(scorer):
     picture = HumanMessage([{"type": "image", "base64": "aGVsbG8=", "mime_type": "image/png"}])
     trim([*HISTORY, QUESTION, picture], scorer)
-    assert [query for query, _ in scorer.asked] == [QUESTION.text]
+    assert scorer.times_read(QUESTION.text) == 2, "as a turn and as the query"
 
 
 def test_without_any_user_text_the_latest_turns_are_kept(scorer):
@@ -124,7 +124,7 @@ def test_without_any_user_text_the_latest_turns_are_kept(scorer):
     kept = trim(messages, scorer, max_tokens=7)
     assert kept == messages[-4:]
     assert kept == trim_messages(messages, max_tokens=7, token_counter=words, start_on="human")
-    assert scorer.asked == []
+    assert scorer.read == []
 
 
 def of_one(message: BaseMessage) -> int:

@@ -53,8 +53,8 @@ class Scripted(BaseChatModel):
 
 
 @pytest.fixture
-def scorer(monkeypatch):
-    return WordOverlap.make(monkeypatch)
+def scorer():
+    return WordOverlap.of(__file__)
 
 
 def assert_sound(shown):
@@ -105,7 +105,7 @@ async def test_the_model_sees_what_matters_and_the_state_stays_whole(scorer, is_
     assert [m.text for m in first[1:]] == [m.text for m in [*history()[2:4], *history()[6:8], given["messages"][-1]]]
     assert isinstance(second[-1], ToolMessage)
     assert words(first) <= 20
-    assert len(scorer.asked) == 1, "the second step of the loop asks the same of the same history"
+    assert scorer.times_read(QUESTION.text) == 1, "the second step of the loop asks the same of the same history"
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -24,8 +24,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def scorer(monkeypatch):
-    return WordOverlap.make(monkeypatch)
+def scorer():
+    return WordOverlap.of(__file__)
 
 
 def user(text):
@@ -80,7 +80,8 @@ def test_archived_messages_are_looked_through_and_the_store_is_not_changed(score
 def test_a_given_input_is_the_query(scorer, given):
     memory = memory_of([*HISTORY, user("and doors")], scorer)
     assert texts(memory.get(given)) == texts([*BEARS, *CLOUDS, user("and doors")])
-    assert [query for query, _ in scorer.asked] == ["tell me of clouds"]
+    assert scorer.times_read("tell me of clouds") == 1
+    assert scorer.times_read("and doors") == 0
 
 
 @pytest.mark.parametrize("given", [None, "", "  "])
@@ -88,14 +89,14 @@ def test_without_input_the_last_user_message_with_text_is_the_query(scorer, give
     picture = ChatMessage(role="user", blocks=[ImageBlock(image=b"picture")])
     memory = memory_of([*HISTORY, user("and doors"), picture], scorer, image_token_size_estimate=1)
     memory.get(given)
-    assert [query for query, _ in scorer.asked] == ["and doors"]
+    assert scorer.times_read("and doors") == 2, "as a turn and as the query"
 
 
 def test_without_any_text_the_most_recent_turns_are_shown(scorer):
     pictures = [ChatMessage(role="user", blocks=[ImageBlock(image=bytes([n]))]) for n in range(9)]
     memory = memory_of(pictures, scorer, image_token_size_estimate=6)
     assert [message.blocks for message in memory.get()] == [message.blocks for message in pictures[-3:]]
-    assert scorer.asked == []
+    assert scorer.read == []
 
 
 def test_the_callers_own_tokens_are_subtracted(scorer):
@@ -145,7 +146,7 @@ def test_text_is_ranked_and_images_stay(scorer):
     shown = memory.get()
     assert shown[0].blocks == seen.blocks
     assert len(shown) == 2
-    assert scorer.asked[0][1][0] == "bears at night"
+    assert scorer.times_read("bears at night") == 1
 
 
 def test_memory_blocks_are_shown_beside_the_history_within_the_limit(scorer):
@@ -164,7 +165,7 @@ def test_a_step_of_an_agent_asks_the_model_once_for_one_question(scorer):
     step = ChatMessage(role="assistant", content="let me see")
     memory.put(step)
     assert texts(memory.get()) == texts([*BEARS, *DOORS, user("now bears or doors"), step])
-    assert len(scorer.asked) == 1
+    assert scorer.times_read("now bears or doors") == 1
 
 
 def test_an_empty_memory_shows_nothing(scorer):

@@ -18,7 +18,6 @@ from llama_index.postprocessor.qrhead import QRHeadMemory
 from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranker
 
 from qrhead_rag import QRRetriever
-from qrhead_rag.ranking.encoded import EncodedPassages
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 THREADS, TASKS = 16, 32
@@ -106,20 +105,6 @@ async def test_tasks_give_the_scores_of_the_serial_run(shared):
     assert_equal_scores(await asyncio.gather(*(work(number) for number in range(TASKS))), expected)
 
 
-@pytest.fixture
-def scoring(monkeypatch):
-    """Holds up every ranking until the event loop has gone round; the threads that rank, and whether it ever did."""
-    loop_goes_on, threads, rank = threading.Event(), [], EncodedPassages.rank_selected
-
-    def wait_for_the_loop(self, *args, **options):
-        threads.append(threading.get_ident())
-        assert loop_goes_on.wait(120), "the event loop stood still while a list was ranked"
-        return rank(self, *args, **options)
-
-    monkeypatch.setattr(EncodedPassages, "rank_selected", wait_for_the_loop)
-    return loop_goes_on, threads
-
-
 async def postprocess(scorer, texts):
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
     await LlamaIndexReranker(scorer=scorer).apostprocess_nodes(nodes, query_str="who counts?")
@@ -146,17 +131,21 @@ async def trim(scorer, texts):
 
 
 @pytest.mark.parametrize("work", [postprocess, compress, remember, trim])
-async def test_the_event_loop_goes_on_while_a_list_is_scored(scoring, work):
-    loop_goes_on, threads = scoring
+async def test_the_event_loop_runs_while_a_list_is_scored(work):
+    """The model waits for an answer of the event loop, which a blocked loop could not give."""
     retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0), (2, 1)], mode="late")
-    texts = [f"Page {number}. " + "The keeper of the lighthouse counts ships in the fog. " * 9 for number in range(9)]
-    ranking = asyncio.create_task(work(retriever, texts))
-    while not (threads or ranking.done()):
-        await asyncio.sleep(0.001)
-    loop_goes_on.set()
-    await ranking
-    assert threads
-    assert threading.get_ident() not in threads
+    loop, loop_thread, answers = asyncio.get_running_loop(), threading.get_ident(), []
+
+    async def answer():
+        return "alive"
+
+    def ask_the_loop(module, inputs):
+        assert threading.get_ident() != loop_thread, "the model runs on the thread of the event loop"
+        answers.append(asyncio.run_coroutine_threadsafe(answer(), loop).result(timeout=60))
+
+    retriever.model.get_input_embeddings().register_forward_pre_hook(ask_the_loop)
+    await work(retriever, [f"Page {number}. The keeper counts ships in the fog." for number in range(9)])
+    assert set(answers) == {"alive"}
 
 
 @pytest.mark.slow
@@ -170,22 +159,23 @@ def test_a_model_that_generates_meanwhile_generates_what_it_would_alone():
         for mode in ("listwise", "independent", "late")
     ]
     expected = [serial_scores(retriever, 6) for retriever in retrievers]
-    done, found = threading.Event(), []
+    done, rounds, generated = threading.Event(), [], []
 
     def score():
         while not done.is_set():
-            found.append([serial_scores(retriever, 6) for retriever in retrievers])
+            rounds.append([serial_scores(retriever, 6) for retriever in retrievers])
 
     scoring = threading.Thread(target=score)
     scoring.start()
     try:
-        generated = [model.generate(**prompt, **options) for _ in range(12)]
+        while scoring.is_alive() and (len(generated) < 12 or not rounds):
+            generated.append(model.generate(**prompt, **options))
     finally:
         done.set()
         scoring.join()
     assert all(torch.equal(tokens, alone) for tokens in generated)
-    assert found
-    for scores in found:
+    assert rounds
+    for scores in rounds:
         for retriever_scores, serial in zip(scores, expected, strict=True):
             assert_equal_scores(retriever_scores, serial)
 

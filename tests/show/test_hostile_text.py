@@ -343,10 +343,11 @@ def test_a_passage_that_says_it_is_the_best_gains_no_more_than_the_report_says(e
         mode=mode,
         cache_bytes=0,
     )
-    for wording, found in measure(retriever, questions=2, wordings=("claim", "command", "the query")).items():
-        bound = report["wordings"][wording]
-        assert max(found.gains) <= bound["largest_gain"]
-        assert sum(found.overtakes) <= bound["overtakes"]
-        # Of the same lists the report has the same places; a near tie may fall either way on another machine.
-        differ = sum(one != other for one, other in zip(found.gains, bound["gains"], strict=False))
-        assert differ <= 1
+    for wording, outcome in measure(retriever, questions=3, wordings=("claim", "command", "the query")).items():
+        reported = report["wordings"][wording]["gains"][:3]
+        # The report has the same lists. A near tie may fall either way on another machine: one list, by one rank.
+        assert sum(abs(gain - other) for gain, other in zip(outcome.gains, reported, strict=True)) <= 1
+        if wording != "the query":  # a passage that repeats the query is relevant by its words, and may win
+            assert not any(outcome.overtakes)
+        else:
+            assert sum(outcome.gains) > 1, "this wording gains, so that the comparison can fail"

@@ -8,7 +8,7 @@ from rich.console import Console
 from qrhead_rag import Passage
 from qrhead_rag.ranking.result import ExplainedPassage, TokenContribution
 from qrhead_rag.show.ink import AGAINST, FOR
-from qrhead_rag.show.terminal import shaded, strongest
+from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 
 
 def look(text):
@@ -34,7 +34,7 @@ def test_shades_tell_for_from_against():
         TokenContribution(" by", "text", 18, 21, 0.01),
     )
     explained = ExplainedPassage(0, 0.81, passage, tokens)
-    text = shaded(explained)
+    text = shade_passage(explained)
     assert text.plain == "Log\nships pass so near by"
     found = look(text)
     assert found["ships"] == ((255, 255, 255), FOR, True, False, None)
@@ -43,19 +43,19 @@ def test_shades_tell_for_from_against():
     assert found["near"] == (FOR, None, None, False, None)
     assert found["Log"] == (AGAINST, None, None, True, None)
     assert found.get("by", (None,) * 5) == (None,) * 5
-    assert strongest(explained, 3) == "ships +1.0000, pass -1.0000, [1] +0.5000"
+    assert strongest_tokens(explained, 3) == "ships +1.0000, pass -1.0000, [1] +0.5000"
 
 
 def test_a_passage_that_was_not_read_is_shown_plain():
     explained = ExplainedPassage(0, 0.0, Passage(text=""), ())
-    assert (shaded(explained).plain, strongest(explained)) == ("", "")
-    blank = shaded(ExplainedPassage(0, 0.0, Passage(text=" \n", title="\t"), ()))
+    assert (shade_passage(explained).plain, strongest_tokens(explained)) == ("", "")
+    blank = shade_passage(ExplainedPassage(0, 0.0, Passage(text=" \n", title="\t"), ()))
     assert blank.plain == "\t\n \n"
 
 
 def test_what_was_not_read_is_dim():
     tokens = (TokenContribution("read", "text", 0, 4, 1.0),)
-    found = look(shaded(ExplainedPassage(0, 1.0, Passage(text="read, not read"), tokens, truncated=True)))
+    found = look(shade_passage(ExplainedPassage(0, 1.0, Passage(text="read, not read"), tokens, truncated=True)))
     assert found[", not read"] == (None, None, None, None, True)
 
 
@@ -69,10 +69,10 @@ def test_shades_stay_in_place_and_nothing_steers_the_terminal(before):
         TokenContribution(before, "text", start + 5, len(text), -0.5),
     )
     explained = ExplainedPassage(0, 0.5, Passage(text=text, title=text), tokens)
-    assert look(shaded(explained))["ships"][1] == FOR
+    assert look(shade_passage(explained))["ships"][1] == FOR
     console = Console(file=io.StringIO(), width=80)
-    console.print(shaded(explained))
-    console.print(strongest(explained), markup=False)
+    console.print(shade_passage(explained))
+    console.print(strongest_tokens(explained), markup=False)
     shown = console.file.getvalue()
     assert not set(shown) & {*map(chr, range(32)), *map(chr, range(0xD800, 0xE000))} - {"\n"}
     assert shown.count("ships") == 3

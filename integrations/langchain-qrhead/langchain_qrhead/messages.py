@@ -1,4 +1,4 @@
-"""trim_messages_by_relevance: a conversation cut to a token budget by what the question is about."""
+"""trim_messages_by_relevance: a conversation trimmed to a token budget by relevance to the question."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -37,22 +37,26 @@ def trim_messages_by_relevance(
     keep_last: int = KEEP_LAST,
     scorer: QRRetriever | ScorerOptions | None = None,
 ) -> list[BaseMessage]:
-    """The messages to show a model: the recent ones and those older ones that matter to the query.
+    """The messages to show a model: the recent ones and the older ones that are relevant to the query.
 
-    System messages and the last turn (the last user message and all that follows it) are always kept, also over the
-    budget. Then come the last `keep_last` messages, then older turns by relevance, in their original order and whole,
-    so that no tool result stands without its call. Where everything fits, nothing is scored. The messages are returned
-    as they are.
+    System messages and the last turn (the last user message and all that follows it) are always kept, even over the
+    budget. Then come the last `keep_last` messages, then older turns by relevance. Turns stay whole, so that no tool
+    result loses its call, and in their order. If everything fits, nothing is scored. The messages are returned
+    unchanged.
+
+    >>> messages = [("human", "When does the ferry leave?")]
+    >>> [message.text for message in trim_messages_by_relevance(messages, max_tokens=50, token_counter="approximate")]
+    ['When does the ferry leave?']
 
     Args:
         messages: the conversation, oldest first, as for `trim_messages`.
-        query: what the turns are ranked by; None or blank stands for the last user message that has text.
-        max_tokens: what the messages may cost together.
+        query: ranks the turns; None or blank is the last user message with text.
+        max_tokens: budget of all messages together.
         token_counter: as for `trim_messages`: a function of a list of messages or of one message, a language model, or
-            "approximate". It is asked message by message.
-        keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
-        scorer: what ranks: a QRRetriever (best in mode `late`), or options that describe one; None is the embedded
-            small model.
+            "approximate". It counts message by message.
+        keep_last: number of latest messages that are kept regardless of relevance, with their whole turns.
+        scorer: a QRRetriever (best in mode `late`), or the options that load one; None is the small embedded
+            model.
 
     Raises:
         ValueError: `max_tokens` or `keep_last` is less than 1.
@@ -71,7 +75,7 @@ def trim_messages_by_relevance(
         keep_last=keep_last,
         rank_turns=lambda question, texts: rank_history(options.load_scorer(), question, texts),
     )
-    return [conversation[place] for place in kept]
+    return [conversation[index] for index in kept]
 
 
 def check_budget(max_tokens: int, keep_last: int) -> None:
@@ -88,7 +92,7 @@ def check_budget(max_tokens: int, keep_last: int) -> None:
 
 
 def count_with(token_counter: TokenCounter) -> Callable[[BaseMessage], int]:
-    """The tokens of one message, by whatever `trim_messages` accepts as a counter.
+    """A counter of the tokens of one message, from any counter that `trim_messages` accepts.
 
     Raises:
         TypeError: neither a function, nor a language model, nor "approximate".
@@ -107,8 +111,8 @@ def count_with(token_counter: TokenCounter) -> Callable[[BaseMessage], int]:
         first = next(iter(inspect.signature(counter).parameters.values()), None)
     except ValueError:  # a built-in has no signature
         first = None
-    of_one = first is not None and first.annotation in (BaseMessage, "BaseMessage")
-    return counter if of_one else lambda message: counter([message])
+    takes_message = first is not None and first.annotation in (BaseMessage, "BaseMessage")
+    return counter if takes_message else lambda message: counter([message])
 
 
 def _message(message: BaseMessage, count: Callable[[BaseMessage], int]) -> Message:

@@ -1,4 +1,4 @@
-"""QRHeadMemoryMiddleware: an agent's model sees what matters of a long conversation; the stored state stays whole."""
+"""QRHeadMemoryMiddleware: an agent's model sees the relevant part of a long conversation; the state keeps all of it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,18 +20,22 @@ from qrhead_rag.frameworks.conversation import KEEP_LAST, HistoryScorerOptions
 class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, ResponseT]):
     """Trims what the model of `create_agent` sees to a token budget, by relevance to the latest user message.
 
-    The stored messages are not changed. What is kept is what `trim_messages_by_relevance` keeps; the system prompt
-    counts.
+    The stored messages are not changed. The selection is that of `trim_messages_by_relevance`; the system prompt
+    counts towards the budget.
 
     Args:
-        max_tokens: what system prompt and messages may cost together.
+        max_tokens: budget of the system prompt and messages together.
         token_counter: as for `trim_messages`.
-        keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
-        scorer: which model ranks, by the options of ScorerOptions: model, heads, mode (here `late`), layout,
-            instruction, device, dtype, options, or `scorer`, a QRRetriever that is already loaded and may be shared.
+        keep_last: number of latest messages that are kept regardless of relevance, with their whole turns.
+        scorer: the options of ScorerOptions: model, heads, mode (here `late`), layout, instruction, device, dtype,
+            options, or `scorer`, a loaded QRRetriever, which may be shared.
 
     Raises:
         ValueError, TypeError: an option is out of range, unknown, or of the wrong kind.
+
+    >>> middleware = QRHeadMemoryMiddleware(max_tokens=2000)  # for create_agent(..., middleware=[middleware])
+    >>> middleware.name
+    'QRHeadMemoryMiddleware'
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         request: ModelRequest[ContextT],
         handler: Callable[[ModelRequest[ContextT]], ModelResponse[ResponseT]],
     ) -> "ModelCallResult[ResponseT]":
-        """Call the model with the messages that matter."""
+        """Call the model with the relevant messages."""
         return handler(request.override(messages=self._trim(request)))
 
     async def awrap_model_call(
@@ -64,7 +68,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         request: ModelRequest[ContextT],
         handler: Callable[[ModelRequest[ContextT]], Awaitable[ModelResponse[ResponseT]]],
     ) -> "ModelCallResult[ResponseT]":
-        """As wrap_model_call; the messages are chosen in a thread, the event loop goes on."""
+        """As wrap_model_call; the messages are chosen in a thread, so the event loop is not blocked."""
         return await handler(request.override(messages=await asyncio.to_thread(self._trim, request)))
 
     def _trim(self, request: ModelRequest[ContextT]) -> list[AnyMessage]:

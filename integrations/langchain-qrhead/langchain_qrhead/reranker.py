@@ -1,4 +1,4 @@
-"""QRHeadReranker: documents reordered by the attention that a model's retrieval heads pay them."""
+"""QRHeadReranker: documents reordered by the attention of a model's retrieval heads."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,14 +19,15 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
     For ContextualCompressionRetriever, DocumentCompressorPipeline and chains. Each document comes back as a copy with
     its score as metadata "relevance_score"; scores compare within one list only.
 
-    Which model ranks is said by the options of ScorerOptions: model, heads, mode, layout, instruction, device, dtype,
-    options, or `scorer`, a QRRetriever that is already loaded and may be shared.
-
-    What is kept is said by those of RerankOptions: top_n (5), min_share, max_tokens, and title_key, the metadata key of
-    a document's title.
+    ScorerOptions choose the model: model, heads, mode, layout, instruction, device, dtype, options, or `scorer`, a
+    loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, and
+    title_key, the metadata key of a document's title.
 
     Raises:
         ValueError: an option out of range, or a contradiction between `scorer` and another option.
+
+    >>> QRHeadReranker(top_n=3, title_key="name").compress_documents([], "When does the ferry leave?")
+    []
     """
 
     def compress_documents(
@@ -35,7 +36,7 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
         """The best documents, best first, as copies with their scores.
 
         Args:
-            documents: what was retrieved; not changed.
+            documents: the retrieved documents; not changed.
             query: the question.
             callbacks: see the ranking as a run named "QRHeadReranker".
         """
@@ -44,21 +45,20 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """As compress_documents, in a thread: the event loop goes on."""
+        """As compress_documents, in a thread, so the event loop is not blocked."""
         return await self._traced().ainvoke(_Input(documents, query), {"callbacks": callbacks})
 
     def _traced(self) -> "Runnable[_Input, list[Document]]":
         return RunnableLambda(self._rerank, name="QRHeadReranker")
 
-    def _rerank(self, given: "_Input") -> list[Document]:
-        if not given.documents:
+    def _rerank(self, request: "_Input") -> list[Document]:
+        documents, query = request
+        if not documents:
             return []
-        passages = [self._passage(document) for document in given.documents]
-        ranking = self.rank(given.query, passages)
-        return [_scored(given.documents[ranked.index], ranked.score) for ranked in ranking]
-
-    def _passage(self, document: Document) -> Passage:
-        return Passage(text=document.page_content, title=self.title_of(document.metadata))
+        passages = [
+            Passage(text=document.page_content, title=self.title_of(document.metadata)) for document in documents
+        ]
+        return [_with_score(documents[ranked.index], ranked.score) for ranked in self.rank(query, passages)]
 
 
 class _Input(NamedTuple):
@@ -66,5 +66,5 @@ class _Input(NamedTuple):
     query: str
 
 
-def _scored(document: Document, score: float) -> Document:
+def _with_score(document: Document, score: float) -> Document:
     return document.model_copy(update={"metadata": {**document.metadata, RELEVANCE_SCORE: score}})

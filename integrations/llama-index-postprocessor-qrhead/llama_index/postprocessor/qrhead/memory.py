@@ -1,4 +1,4 @@
-"""QRHeadMemory: a chat memory that shows the recent messages and those older ones that matter to the question."""
+"""QRHeadMemory: a chat memory of the recent messages and the older ones that are relevant to the question."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,17 +17,22 @@ _RESULT = (MessageRole.TOOL, MessageRole.FUNCTION)
 
 
 class QRHeadMemory(HistoryScorerOptions, Memory):
-    """A Memory that looks through the whole conversation, archived messages included, for what the input is about.
+    """A Memory that searches the whole conversation, archived messages included, for turns relevant to the input.
 
-    What it shows fits `token_limit`: system messages and the last turn always, then the last `keep_last` messages,
-    then older turns by relevance, in their original order and whole (user, assistant, tool calls and results). With
-    memory blocks the history has the share `chat_history_token_ratio` of the limit. The store is not changed.
+    Its messages fit `token_limit`: system messages and the last turn always, then the last `keep_last` messages, then
+    older turns by relevance, whole (user, assistant, tool calls and results) and in their order. With memory blocks
+    the history gets the share `chat_history_token_ratio` of the limit. The store is not changed.
 
-    Which model ranks is said by the options of ScorerOptions: model, heads, mode (here `late`), layout, instruction,
-    device, dtype, options, or `scorer`, a QRRetriever that is already loaded and may be shared.
+    ScorerOptions choose the model: model, heads, mode (here `late`), layout, instruction, device, dtype, options, or
+    `scorer`, a loaded QRRetriever, which may be shared.
 
     Attributes:
-        keep_last: how many of the latest messages are kept ahead of all relevance, with their whole turns.
+        keep_last: number of latest messages that are kept regardless of relevance, with their whole turns.
+
+    >>> memory = QRHeadMemory.from_defaults(token_limit=2000)
+    >>> memory.put(ChatMessage(role="user", content="When does the ferry leave?"))
+    >>> [message.content for message in memory.get()]
+    ['When does the ferry leave?']
     """
 
     keep_last: int = Field(default=KEEP_LAST, ge=1)
@@ -45,7 +50,7 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
 
     @classmethod
     def from_defaults(cls, *args: Any, **options: Any) -> Self:
-        """As Memory.from_defaults, with the options of this class besides."""
+        """As Memory.from_defaults, with the additional options of this class."""
         own = {name: options.pop(name) for name in [*HistoryScorerOptions.model_fields, "keep_last"] if name in options}
         memory = Memory.from_defaults(*args, **options)
         return cls(**{name: getattr(memory, name) for name in Memory.model_fields}, **own)
@@ -53,11 +58,11 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
     async def aget(
         self, input: str | ChatMessage | None = None, initial_token_count: int = 0, **block_kwargs: Any
     ) -> list[ChatMessage]:
-        """The messages to show, with the memory blocks.
+        """The selected messages, with the memory blocks.
 
         Args:
-            input: what the turns are ranked by; None stands for the last user message that has text.
-            initial_token_count: tokens of the limit that the caller needs for a prompt of its own.
+            input: ranks the turns; None is the last user message with text.
+            initial_token_count: tokens of the limit that the caller's own prompt needs.
             block_kwargs: for the memory blocks.
         """
         history = [_detached(message) for message in await self.sql_store.get_messages(self.session_id, status=None)]
@@ -65,8 +70,8 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
         share = self.chat_history_token_ratio if self.memory_blocks else 1.0
         query = input.content if isinstance(input, ChatMessage) else input
         kept = await asyncio.to_thread(self._choose, history, query, int(limit * share))
-        shown = self.model_copy(update={"sql_store": _Shown(kept), "token_limit": limit})
-        return await Memory.aget(shown, input=input, **block_kwargs)
+        selection = self.model_copy(update={"sql_store": _SelectedMessages(kept), "token_limit": limit})
+        return await Memory.aget(selection, input=input, **block_kwargs)
 
     def _choose(self, history: list[ChatMessage], query: str | None, max_tokens: int) -> list[ChatMessage]:
         kept = choose_messages(
@@ -76,7 +81,7 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
             keep_last=self.keep_last,
             rank_turns=lambda question, texts: rank_history(self.load_scorer(), question, texts),
         )
-        return [history[place] for place in kept]
+        return [history[index] for index in kept]
 
     def _message(self, message: ChatMessage) -> Message:
         extra = message.additional_kwargs
@@ -92,8 +97,8 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """The store as `Memory.aget` is to see it: holding what was chosen."""
+class _SelectedMessages:
+    """A store for `Memory.aget` that has the selected messages alone."""
 
     messages: Sequence[ChatMessage]
 
@@ -102,5 +107,5 @@ class _Shown:
 
 
 def _detached(message: ChatMessage) -> ChatMessage:
-    """A copy whose blocks may be edited: agents write their state into the text of the last message they are shown."""
+    """A copy whose blocks may be edited: agents write their state into the text of the last message."""
     return message.model_copy(update={"blocks": [block.model_copy() for block in message.blocks]})

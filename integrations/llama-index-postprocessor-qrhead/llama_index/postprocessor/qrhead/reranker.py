@@ -1,4 +1,4 @@
-"""QRHeadReranker: nodes reordered by the attention that a model's retrieval heads pay them."""
+"""QRHeadReranker: nodes reordered by the attention of a model's retrieval heads."""
 
 from typing import Any
 
@@ -19,21 +19,20 @@ dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined]
 class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
     """Reorders nodes by relevance to the query and keeps the best, for query engines, chat engines and retrievers.
 
-    Which model ranks is said by the options of ScorerOptions: model, heads, mode, layout, instruction, device, dtype,
-    options, or `scorer`, a QRRetriever that is already loaded and may be shared.
-
-    The nodes that come in are not changed.
-
-    What is kept is said by those of RerankOptions: top_n (5), min_share, max_tokens, and title_key, the metadata key of
-    a node's title.
+    ScorerOptions choose the model: model, heads, mode, layout, instruction, device, dtype, options, or `scorer`, a
+    loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, and
+    title_key, the metadata key of a node's title. The input nodes are not changed.
 
     Attributes:
-        keep_retrieval_score: note the score a node came with in its metadata, as "retrieval_score", where neither the
-            language model nor the embedding model reads it.
-        metadata_mode: which metadata is ranked together with the text.
+        keep_retrieval_score: keep a node's earlier score in its metadata as "retrieval_score", hidden from the language
+            model and the embedding model.
+        metadata_mode: the metadata that is ranked together with the text.
 
     Raises:
         ValueError: an option out of range, or a contradiction between `scorer` and another option.
+
+    >>> QRHeadReranker(top_n=3, title_key="name").postprocess_nodes([], query_str="When does the ferry leave?")
+    []
     """
 
     keep_retrieval_score: bool = False
@@ -62,9 +61,8 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
         reranked: list[NodeWithScore] = []
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
             if nodes:
-                passages = [self._passage(found.node) for found in nodes]
-                ranking = self.rank(query, passages)
-                reranked = [self._scored(nodes[ranked.index], ranked.score) for ranked in ranking]
+                ranking = self.rank(query, [self._passage(scored.node) for scored in nodes])
+                reranked = [self._with_score(nodes[ranked.index], ranked.score) for ranked in ranking]
             event.on_end(payload={EventPayload.NODES: reranked})
         dispatcher.event(ReRankEndEvent(nodes=reranked))
         return reranked
@@ -75,19 +73,19 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
         title = self.title_of(node.metadata)
         if title is None:
             return Passage(text=node.get_content(metadata_mode=self.metadata_mode))
-        untitled = _hiding(node, str(self.title_key))
+        untitled = _hide_metadata(node, str(self.title_key))
         return Passage(text=untitled.get_content(metadata_mode=self.metadata_mode), title=title)
 
-    def _scored(self, found: NodeWithScore, score: float) -> NodeWithScore:
-        node = found.node
+    def _with_score(self, retrieved: NodeWithScore, score: float) -> NodeWithScore:
+        node = retrieved.node
         if self.keep_retrieval_score:
-            before = None if found.score is None else float(found.score)
-            node = _hiding(node, RETRIEVAL_SCORE)
-            node.metadata = {**node.metadata, RETRIEVAL_SCORE: before}
-        return found.model_copy(update={"node": node, "score": score})
+            retrieval_score = None if retrieved.score is None else float(retrieved.score)
+            node = _hide_metadata(node, RETRIEVAL_SCORE)
+            node.metadata = {**node.metadata, RETRIEVAL_SCORE: retrieval_score}
+        return retrieved.model_copy(update={"node": node, "score": score})
 
 
-def _hiding(node: BaseNode, key: str) -> BaseNode:
-    """A copy whose metadata `key` is read by neither the language model nor the embedding model."""
+def _hide_metadata(node: BaseNode, key: str) -> BaseNode:
+    """A copy whose metadata `key` is hidden from the language model and the embedding model."""
     excluded = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
     return node.model_copy(update={name: list(dict.fromkeys([*getattr(node, name), key])) for name in excluded})
