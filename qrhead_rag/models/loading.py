@@ -28,7 +28,7 @@ from qrhead_rag.models.shared import cut_layers, model_lock, whole_shape
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory with the facts that a cut model has forgotten.
+    """A model in memory, and the head set that is read from it.
 
     Attributes:
         model: the decoder, perhaps cut to its first layers and without output matrix.
@@ -36,6 +36,10 @@ class LoadedModel:
         name: hub id or folder.
         shape: layers and heads of the whole model.
         heads: the head set it was loaded for.
+
+    >>> loaded = share_model(model, tokenizer, heads=[(1, 0)], mode="late")
+    >>> str(loaded.shape), loaded.heads.max_layer
+    ('llama, 4 layers of 4 heads', 1)
     """
 
     model: PreTrainedModel
@@ -57,7 +61,7 @@ def share_model(
     mode: Mode | None,
     name: str | None = None,
 ) -> LoadedModel:
-    """A model already in memory, used where it is.
+    """Use a model that is already in memory, which stays as it is.
 
     Raises:
         TypeError: not a transformers model and tokenizer.
@@ -96,10 +100,10 @@ def load_model(
     """Load the layers of a model that its heads need, and no output matrix.
 
     Args:
-        name: hub id or folder; None, or the hub id of the embedded model, is the embedded one.
+        name: hub id or folder; None, or the hub id of the embedded model, is the embedded model.
         heads: as in `choose_heads`.
-        mode: the mode the heads will be read under; None leaves it to the head set.
-        device: "cpu", "cuda", "mps" …; None takes an accelerator where there is one.
+        mode: the mode the heads will be read under; None takes the mode of the head set.
+        device: "cpu", "cuda", "mps" …; None takes an accelerator if there is one.
         dtype: None is float32 on CPU and the checkpoint's own elsewhere.
         device_map: as in transformers; excludes `device`.
         options: for transformers' `from_pretrained` (revision, gguf_file, trust_remote_code, attn_implementation …).
@@ -169,7 +173,7 @@ def load_generator(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model whole, with its output matrix, so that it can write; None is the embedded one.
+    """Load a whole model, with its output matrix, to generate text; None is the embedded model.
 
     Raises:
         OSError: no such model.
@@ -186,7 +190,7 @@ def load_generator(
 
 
 def _source(name: str | Path | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds the model: the converted embedded one, or what was asked for.
+    """Folder or hub id that transformers loads, and its options.
 
     Weights are read from safetensors alone: the older format is a pickle.
     """

@@ -91,7 +91,7 @@ def test_a_model_that_was_cut_and_saved_knows_what_it_was_cut_from(folder, tmp_p
     again = QRRetriever.from_pretrained(tmp_path, heads=HEADS, device="cpu")
     assert again.shape == ("llama", 4, 4)
     assert again.score(QUERY, DOCUMENTS) == cut.score(QUERY, DOCUMENTS)
-    with pytest.raises(ValueError, match="lacks .* weights"):
+    with pytest.raises(ValueError, match=r"lacks \d+ weights"):
         QRRetriever.from_pretrained(tmp_path, heads=[(2, 0)], device="cpu")
 
 
