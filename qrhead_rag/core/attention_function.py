@@ -1,7 +1,7 @@
 """The attention function that the layers of a view call: it reads the selected heads, then attends as the model would.
 
-transformers knows it, and the mask that goes with it, by the name ATTENTION. What they do is said by the `Pass` under
-way, which is held per thread, so that a model that generates in another thread is not concerned.
+It is registered with transformers, together with its mask, under the name ATTENTION. The pass under way is a context
+variable: each thread has its own, and a model that generates in another thread is not affected.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -68,7 +68,7 @@ class HeadSet(BaseModel):
     source: str = "unknown"
     note: str | None = None
     default: bool = Field(default=False, description="what heads=None reads under this mode")
-    recommended: bool = Field(default=False, description="the one set of its model that heads=None, mode=None reads")
+    recommended: bool = Field(default=False, description="what heads=None, mode=None reads of its model")
     heads: tuple[Head, ...]
 
     @field_validator("heads", mode="after")

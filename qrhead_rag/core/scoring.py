@@ -178,12 +178,16 @@ def _sum_by_document(values: Tensor, document_of: Tensor, num_documents: int) ->
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one document's tokens contributed, as the pass left it.
+    """What each token of one document contributed to its score.
 
     Attributes:
-        contributions: c(t) after the mask. # (tokens,)
-        offsets: characters of each token, counted from the beginning of the label. # (tokens, 2)
+        contributions: c(t) after the mask. Shape: (tokens,)
+        offsets: characters of each token, counted from the beginning of the label. Shape: (tokens, 2)
         label: the label that the prompt puts before the document.
+
+    >>> evidence = Evidence(torch.tensor([0.0, 0.5]), offsets=torch.tensor([[0, 4], [4, 9]]), label="[1] ")
+    >>> float(evidence.contributions.sum())
+    0.5
     """
 
     contributions: Tensor
@@ -193,14 +197,20 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one query found in one list.
+    """Calibrated attention of one query to one list, from which all scores are computed.
 
     Attributes:
-        calibrated: c(t) of each head. # (heads, tokens)
-        piece_of: number of the piece that each token belongs to, or OUTSIDE. # (tokens,)
-        document_of_piece: place in the list of the document of each piece. # (pieces,)
-        offsets: characters of each token, counted from its document's label. # (tokens, 2)
-        labels: label of each document that was read, by its place.
+        calibrated: c(t) of each head. Shape: (heads, tokens)
+        piece_of: index of each token's piece, or OUTSIDE. Shape: (tokens,)
+        document_of_piece: index of each piece's document in the list. Shape: (pieces,)
+        offsets: characters of each token, counted from its document's label. Shape: (tokens, 2)
+        labels: label of each document that was read, by its index.
+
+    >>> attention, offsets = torch.tensor([[1.0, 2.0, 4.0]]), torch.zeros(3, 2)
+    >>> piece_of, document_of_piece = torch.tensor([0, 0, 1]), torch.tensor([0, 1])
+    >>> scores, evidence = Reading(attention, piece_of, document_of_piece, offsets, {0: "[1] ", 1: "[2] "}).scores(2)
+    >>> scores.tolist(), evidence[0].contributions.tolist()
+    ([3.0, 4.0], [1.0, 2.0])
     """
 
     calibrated: Tensor
@@ -210,21 +220,21 @@ class Reading:
     labels: dict[int, str]
 
     def head_scores(self, num_documents: int) -> Tensor:
-        """s(d) of each head alone, masked by itself. # (heads, documents)"""
+        """s(d) of each head alone, masked by itself. Shape: (heads, documents)"""
         return self._scores(self.calibrated, num_documents)[0]
 
     def scores(self, num_documents: int) -> tuple[Tensor, list[Evidence | None]]:
-        """s(d) of the selected heads together, and what each document's tokens contributed. # (documents,)"""
+        """s(d) of the selected heads together, shape: (documents,), and the evidence of each document that was read."""
         scores, contributions = self._scores(self.calibrated.sum(dim=0), num_documents)
         document_of = self.document_of_piece[self.piece_of].where(self.piece_of != OUTSIDE, OUTSIDE)  # (tokens,)
         order = document_of.argsort(stable=True)
         sizes = torch.bincount(document_of - OUTSIDE, minlength=num_documents + 1).tolist()  # those of none first
         of_documents = contributions[order].split_with_sizes(sizes)[1:]
         offsets = self.offsets[order].split_with_sizes(sizes)[1:]
-        found: list[Evidence | None] = [None] * num_documents
-        for place, label in self.labels.items():  # on their own: a slice would be kept, and pickled, with its whole
-            found[place] = Evidence(of_documents[place].clone(), offsets[place].clone(), label)
-        return scores, found
+        evidence: list[Evidence | None] = [None] * num_documents
+        for index, label in self.labels.items():  # clones: a slice would keep, and pickle, the whole tensor
+            evidence[index] = Evidence(of_documents[index].clone(), offsets[index].clone(), label)
+        return scores, evidence
 
     def _scores(self, calibrated: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
         num_pieces = len(self.document_of_piece)
