@@ -1,8 +1,8 @@
 """What the pages do not hold themselves: parts of the README files, and the command's help.
 
 A line `{include FILE}` or `{include FILE#Heading}` stands for a Markdown file of the repository, or for what it has
-under a heading of the second level ("top" is what stands before the first of them). `{command}` stands for the help of
-`qrhead`. A heading that is gone ends the build.
+under a heading of the second level ("top" is what stands before the first of them); a file of Python stands there as
+code. `{command}` stands for the help of `qrhead`. A heading that is gone ends the build.
 """
 
 import re
@@ -49,7 +49,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _included(match: re.Match[str]) -> str:
     file, heading = match[1], match[2]
-    title, *sections = re.split(r"^## ", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    content = (ROOT / file).read_text(encoding="utf-8")
+    if file.endswith(".py"):
+        return f"```python\n{content}```"
+    title, *sections = re.split(r"^## ", content, flags=re.MULTILINE)
     parts = {"top": title.partition("\n")[2]}  # without the title: a page has its own
     parts |= {name.strip(): text for name, _, text in (section.partition("\n") for section in sections)}
     if heading is None:

@@ -1,6 +1,6 @@
-"""Files that others write and read meanwhile, or may have damaged: written whole or not at all, read without surprises.
+"""Atomic writes and safe JSON reads.
 
-Nothing here or anywhere else in the package is pickled: what is kept is JSON or safetensors.
+The package pickles nothing: its files are JSON or safetensors.
 """
 
 import errno
@@ -15,14 +15,20 @@ from typing import Any
 
 
 @contextmanager
-def replaced(path: str | Path) -> Iterator[Path]:
-    """A new file to write, which takes the place of `path` in one step once it is whole.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Write a temporary file, which replaces `path` in one step at the end.
 
-    Whoever reads `path` sees the old file or the new one, also when several write it at once or the writer is
-    interrupted. A symbolic link is replaced, not the file it points to.
+    A reader sees the old file or the new one, also if several processes write at once or the writer is interrupted. A
+    symbolic link is replaced, not the file it points to.
 
     Raises:
         OSError: the folder is missing or cannot be written.
+
+    >>> folder = getfixture("tmp_path")
+    >>> with atomic_write(folder / "scores.json") as file:
+    ...     _ = file.write_text("[0.7]")
+    >>> (folder / "scores.json").read_text()
+    '[0.7]'
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -41,13 +47,13 @@ def replaced(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with replaced(path) as file:
+    """Write a text file in one step."""
+    with atomic_write(path) as file:
         file.write_text(text, encoding="utf-8")
 
 
 def write_json_lines(path: str | Path, records: Iterable[Any]) -> None:
-    """Write records as JSON, a line each, whole or not at all.
+    """Write each record as a line of JSON, all in one step.
 
     Lone surrogates, which real data has now and then and pydantic refuses to write, are escaped.
     """
@@ -55,7 +61,7 @@ def write_json_lines(path: str | Path, records: Iterable[Any]) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds.
+    """Parse JSON, with one error for everything that cannot be parsed.
 
     Raises:
         json.JSONDecodeError: not JSON, or nested deeper or with longer numbers than Python reads.

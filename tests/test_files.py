@@ -25,7 +25,7 @@ from qrhead_rag import HeadSet, LabelledExample, Passage, QRRetriever
 from qrhead_rag.cli import app
 from qrhead_rag.datasets.load import READERS, load_examples
 from qrhead_rag.detect.recording import record
-from qrhead_rag.files import replaced
+from qrhead_rag.files import atomic_write
 from qrhead_rag.models import embedded as embedded_model
 from qrhead_rag.models import loading
 from qrhead_rag.ranking.encoded import EncodedPassages
@@ -206,7 +206,7 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_an_interrupted_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "heads.json"
     SET.save(path)
-    with pytest.raises(KeyboardInterrupt), replaced(path) as file:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:  # noqa: PT012
         file.write_text("half")
         raise KeyboardInterrupt
     assert HeadSet.load(path) == SET

@@ -32,7 +32,7 @@ from qrhead_rag.core.selection import Selection
 from qrhead_rag.datasets.passages import ListRecord, list_record
 from qrhead_rag.datasets.records import RawRecord
 from qrhead_rag.extras import require_extra
-from qrhead_rag.files import replaced, write_json_lines
+from qrhead_rag.files import atomic_write, write_json_lines
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
 
@@ -268,7 +268,7 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         }
         for row in rows
     ]
-    with replaced(path) as whole:
+    with atomic_write(path) as whole:
         parquet.write_table(arrow.Table.from_pylist(found, schema), whole)
 
 

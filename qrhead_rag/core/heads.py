@@ -1,8 +1,8 @@
-"""Head sets: which attention heads of which model are read, and how they were found.
+"""Head sets: which attention heads of which model are read, and how they were chosen.
 
 Heads are `(layer, head)` pairs, both from 0, counting query heads (not key/value heads). The published sets come from
 QRHead (Zhang et al., EMNLP 2025, arXiv 2506.09944), DySCO (arXiv 2602.22175) and CoRe heads (Tran et al., arXiv
-2510.02219). This file knows nothing of models in memory: it compares shapes and names.
+2510.02219). This file loads no model: it compares shapes and names.
 """
 
 import json
@@ -26,7 +26,11 @@ EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 class ModelShape(NamedTuple):
-    """What of a model decides whether a head set can belong to it, counted on the whole model."""
+    """The sizes of a whole model that a head set has to match.
+
+    >>> str(ModelShape("llama", 30, 9))
+    'llama, 30 layers of 9 heads'
+    """
 
     architecture: str
     num_layers: int
@@ -37,10 +41,16 @@ class ModelShape(NamedTuple):
 
 
 class HeadSet(BaseModel):
-    """The selected heads of one model, best first, with the criterion, task and source they were found by.
+    """The selected heads of one model, best first, with the mode, criterion and data that chose them.
 
     Raises:
         ValueError: no heads, a head twice, or a head outside the model's layers and heads.
+
+    >>> heads = HeadSet(model="org/model", num_layers=24, num_heads=16, heads=[(11, 4), (9, 0)], mode="late")
+    >>> heads.max_layer
+    11
+    >>> HeadSet.model_validate_json(heads.model_dump_json()) == heads
+    True
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +68,7 @@ class HeadSet(BaseModel):
     source: str = "unknown"
     note: str | None = None
     default: bool = Field(default=False, description="what heads=None reads under this mode")
-    recommended: bool = Field(default=False, description="the one set of its model that heads=None, mode=None reads")
+    recommended: bool = Field(default=False, description="what heads=None, mode=None reads of its model")
     heads: tuple[Head, ...]
 
     @field_validator("heads", mode="after")
@@ -83,17 +93,17 @@ class HeadSet(BaseModel):
 
     @property
     def max_layer(self) -> int:
-        """The deepest layer that has to run."""
+        """The last layer that has to run."""
         return max(layer for layer, _ in self.heads)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Layers and heads of the model the set was found on."""
+        """Layers of the model, and heads of each."""
         return self.num_layers, self.num_heads
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a set saved with `save`.
+        """Read a file that `save` wrote.
 
         Raises:
             OSError: no such file, or it cannot be read.
@@ -108,7 +118,7 @@ class HeadSet(BaseModel):
             raise ValueError(f"{path} is not a head set: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the set as JSON, whole or not at all; `load` gives an equal one back."""
+        """Write the set as JSON, in one step; `load` reads it back."""
         write_text(path, self.model_dump_json(indent=1, exclude_none=True) + "\n")
 
     def check_belongs_to(self, model: str, shape: ModelShape) -> None:
@@ -119,9 +129,9 @@ class HeadSet(BaseModel):
         """
         differs = self.architecture not in (None, shape.architecture) or self.shape != shape[1:]
         if differs:
-            found_on = ModelShape(self.architecture or "any architecture", *self.shape)
+            own_shape = ModelShape(self.architecture or "any architecture", *self.shape)
             raise ValueError(
-                f"head set {self.name!r} belongs to {self.model} ({found_on}), but the model is {model} ({shape}); "
+                f"head set {self.name!r} belongs to {self.model} ({own_shape}), but the model is {model} ({shape}); "
                 f"choose a set of this model (`qrhead heads`) or find one (`qrhead detect --model {model}`)"
             )
         if self.model != model:
@@ -135,13 +145,13 @@ class HeadSet(BaseModel):
 
 @cache
 def shipped_head_sets() -> tuple[HeadSet, ...]:
-    """Every head set that comes with the package."""
+    """All head sets of the package."""
     text = resources.files("qrhead_rag").joinpath("data/head_sets.json").read_text(encoding="utf-8")
     return tuple(HeadSet.model_validate(entry) for entry in json.loads(text))
 
 
 def recommended_mode(model: str) -> Mode:
-    """The mode in which the shipped heads of a model rank best; `listwise`, the published one, where it has none.
+    """The mode in which the shipped heads of a model rank best; `listwise`, the published mode, if it has none.
 
     >>> recommended_mode("HuggingFaceTB/SmolLM2-135M-Instruct")
     'late'
@@ -150,27 +160,34 @@ def recommended_mode(model: str) -> Mode:
 
 
 def find_shipped(model: str, mode: Mode | None, name: str | None = None) -> HeadSet:
-    """The shipped set of a model: its default for the mode, or the one of that name or task.
+    """The shipped head set of a model.
 
-    With no mode, the set found under the model's recommended mode is taken. A set found under another mode serves where
-    the model has none for this one (heads carry over; detecting under the same mode gives better ones).
+    Args:
+        model: the model's name.
+        mode: the mode that the heads are read under; None means the model's recommended mode. If the model has no set
+            for this mode, one of another mode is taken: heads carry over, though heads detected under the same mode
+            rank better.
+        name: name or task of the set; None takes the default.
 
     Raises:
-        ValueError: the model has no shipped set, or none of that name; the message lists what there is.
+        ValueError: the model has no shipped set, or none of that name; the message lists the names.
+
+    >>> find_shipped("HuggingFaceTB/SmolLM2-135M-Instruct", "listwise").heads
+    ((17, 3), (17, 4), (18, 6), (18, 7))
     """
-    of_model = _shipped_for(model)
-    if not of_model:
+    head_sets = _shipped_for(model)
+    if not head_sets:
         raise ValueError(
             f"no head set is shipped for {model} (`qrhead heads` lists those there are); find its heads on labelled "
             f"examples with `qrhead detect --model {model} DATA --out heads.json` and pass heads='heads.json', "
             "or read every head with heads='all'"
         )
-    wanted = [s for s in of_model if (s.default if name is None else name in (s.name, s.task))]
-    if not wanted:
-        names = ", ".join(sorted({f"{s.name!r} ({s.mode})" for s in of_model}))
+    matching = [s for s in head_sets if (s.default if name is None else name in (s.name, s.task))]
+    if not matching:
+        names = ", ".join(sorted({f"{s.name!r} ({s.mode})" for s in head_sets}))
         raise ValueError(f"{model} has no shipped head set named {name!r}; expected one of {names}, or a .json file")
     mode = mode or recommended_mode(model)
-    return min(wanted, key=lambda s: (s.mode != mode, s.name != name, not s.default))
+    return min(matching, key=lambda s: (s.mode != mode, s.name != name, not s.default))
 
 
 def _shipped_for(model: str) -> list[HeadSet]:
@@ -188,14 +205,17 @@ def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode |
             string ending in .json, a HeadSet, or a list of (layer, head) pairs.
         model: the model's name.
         shape: the shape of the whole model.
-        mode: the mode the heads will be read under; None leaves it to the set, whose `mode` is then the answer. Pairs
-            and "all" take the model's recommended mode.
+        mode: the mode that the heads are read under; None takes the mode of the set. Pairs and "all" then get the
+            model's recommended mode.
 
     Raises:
         TypeError: `choice` is none of these.
         ValueError: no such set, a set of another model, or a head out of range.
+
+    >>> choose_heads([(1, 0)], "org/model", ModelShape("llama", 24, 16), mode="late").heads
+    ((1, 0),)
     """
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model": model,
         "architecture": shape.architecture,
         "num_layers": shape.num_layers,
@@ -209,26 +229,26 @@ def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode |
             heads = HeadSet.load(choice)
         case str() if choice == "all":  # an array of pairs compares element by element
             every = tuple((layer, head) for layer in range(shape.num_layers) for head in range(shape.num_heads))
-            return HeadSet(**found, name="all", criterion="all", source="every head of the model", heads=every)
+            return HeadSet(**fields, name="all", criterion="all", source="every head of the model", heads=every)
         case str() if choice.endswith(".json"):
             heads = HeadSet.load(choice)
         case str() | None:
             heads = find_shipped(model, mode, choice)
         case _:
             try:
-                pairs = tuple((_whole(layer), _whole(head)) for layer, head in choice)
+                pairs = tuple((_as_int(layer), _as_int(head)) for layer, head in choice)
             except (TypeError, ValueError) as error:
                 raise TypeError(
                     f"heads={choice!r} is not understood; expected None, the name of a shipped set, 'all', a path to "
                     "a .json file, a HeadSet, or a list of (layer, head) pairs of whole numbers"
                 ) from error
-            return HeadSet(**found, name="given", criterion="given", source="given by the caller", heads=pairs)
+            return HeadSet(**fields, name="given", criterion="given", source="given by the caller", heads=pairs)
     heads.check_belongs_to(model, shape)
     return heads
 
 
 def parse_heads(heads: str | None) -> str | list[tuple[int, int]] | None:
-    """Pairs written like 17-3,18-6 as pairs; any other choice as it is.
+    """Read pairs written like 17-3,18-6; any other choice is returned as it is.
 
     >>> parse_heads("17-3,18-6")
     [(17, 3), (18, 6)]
@@ -238,7 +258,7 @@ def parse_heads(heads: str | None) -> str | list[tuple[int, int]] | None:
     return [(int(layer), int(head)) for layer, head in (pair.split("-") for pair in heads.split(","))]
 
 
-def _whole(number: int) -> int:
+def _as_int(number: int) -> int:
     if isinstance(number, bool) or not hasattr(number, "__index__"):
         raise TypeError(f"{number!r} is not a whole number")
     return int(number)

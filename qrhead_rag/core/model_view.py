@@ -1,8 +1,7 @@
-"""A model as a pass of ours sees it: its modules again, its family's eager attention, its keys and values.
+"""Views of a model with another attention function, its family's eager attention, and its keys and values.
 
-A view shares every weight with the model. A pass through it leaves the model as it is, whatever happens on the way: a
-model that is shared keeps its hooks, configuration and attention implementation, and may generate in another thread
-meanwhile.
+A view shares every weight with the model and changes nothing of it, also when a pass is interrupted: a shared model
+keeps its hooks, configuration and attention implementation, and may generate in another thread meanwhile.
 """
 
 import copy
@@ -27,15 +26,18 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: the model is an encoder-decoder, has linear or latent attention or no eager attention function, or
             its layers are cut over several processes.
+
+    >>> type(find_decoder(model)).__name__
+    'LlamaModel'
     """
     config = model.config.get_text_config()
     name = config.model_type
     kinds = set(getattr(config, "layer_types", None) or ()) - _PROVED_LAYERS
     latent = getattr(config, "kv_lora_rank", None) is not None
     if kinds or latent or model.config.is_encoder_decoder:
-        found = sorted(kinds) or ("latent attention (MLA)" if latent else "an encoder beside the decoder")
+        obstacle = sorted(kinds) or ("latent attention (MLA)" if latent else "an encoder beside the decoder")
         raise ValueError(
-            f"{name} has {found}, which cannot be read; expected a decoder with softmax attention in every layer"
+            f"{name} has {obstacle}, which cannot be read; expected a decoder with softmax attention in every layer"
         )
     if getattr(model, "_device_mesh", None) is not None:  # of tensor parallelism: each process has some heads only
         raise ValueError(
@@ -58,12 +60,12 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def cache_argument(decoder: PreTrainedModel) -> str:
-    """The name under which a decoder takes keys and values: transformers 5.24 made `past_key_values` into `cache`."""
+    """The name of a decoder's argument for keys and values: `past_key_values`, since transformers 5.24 `cache`."""
     return "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
 
 
 def view_of(decoder: PreTrainedModel, num_layers: int, attention: str) -> nn.Module:
-    """The decoder again, to its first layers, with a configuration that names another attention function."""
+    """A view of the decoder's first layers, with a configuration that names another attention function."""
     copies: dict[int, Any] = {}
 
     def view(module: nn.Module) -> nn.Module:
@@ -106,11 +108,11 @@ def _rebound(value: Any, module: nn.Module, copied: nn.Module, attention: str, c
 
 
 def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """The function of its family that computes attention and shows the weights."""
+    """The function of the module's family that computes attention and returns the weights."""
     for ancestor in type(module).__mro__:
-        found = getattr(sys.modules.get(ancestor.__module__), "eager_attention_forward", None)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
+        function = getattr(sys.modules.get(ancestor.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function  # type: ignore[no-any-return]
     return None
 
 
@@ -121,38 +123,38 @@ def eager_weights(
 
     Args:
         module: the attention module.
-        heads: query heads of the layer that are wanted.
-        query: their queries after position encoding, float32. # (batch, heads, rows, head size)
-        keys: their keys after position encoding, float32. # (batch, heads, tokens, head size)
-        mask: additive. # (batch or 1, 1, rows, tokens)
-        options: what the model gives its attention function (scaling, softcap, window).
+        heads: the selected query heads of the layer.
+        query: their queries after position encoding, float32. Shape: (batch, heads, rows, head size)
+        keys: their keys after position encoding, float32. Shape: (batch, heads, tokens, head size)
+        mask: additive. Shape: (batch or 1, 1, rows, tokens)
+        options: what the model passes to its attention function (scaling, softcap, window).
 
     Returns:
-        # (batch, heads, rows, tokens)
+        Shape: (batch, heads, rows, tokens)
     """
     chosen = shallow_copy(module)
-    # A parameter of one number per head (sinks) goes with the heads.
+    # A parameter with one number per head (sinks) is cut to the selected heads.
     num_heads = module.config.num_attention_heads  # type: ignore[union-attr]
     parameters = {
         name: value[list(heads)].float() if value is not None and value.shape == (num_heads,) else value
         for name, value in module._parameters.items()
     }
     chosen.__dict__ |= {"num_key_value_groups": 1, "training": False, "_parameters": parameters}
-    no_values = keys[..., :0]  # the output is not wanted, so its product costs nothing
+    no_values = keys[..., :0]  # the output is not used: without values it costs nothing
     eager = eager_function(module)
-    assert eager is not None  # find_decoder has seen to it
+    assert eager is not None  # find_decoder checked it
     return eager(chosen, query, keys, no_values, mask, **(options | {"dropout": 0.0}))[1]
 
 
 def shallow_copy(module: nn.Module) -> nn.Module:
-    """A module that shares everything with another, and may be given other attributes."""
+    """A module that shares everything with another, and whose attributes can be replaced."""
     copied = object.__new__(type(module))
     copied.__dict__.update(module.__dict__)
     return copied
 
 
 def crop(cache: DynamicCache, tokens: int) -> None:
-    """Forget every cached token from place `tokens` on, and let go of its memory."""
+    """Drop every cached token from index `tokens` on, and free its memory."""
     for layer in cache.layers:
         if layer.keys.shape[-2] > tokens:
             layer.keys, layer.values = layer.keys[..., :tokens, :].clone(), layer.values[..., :tokens, :].clone()
@@ -164,12 +166,12 @@ def cache_bytes(cache: DynamicCache | None) -> int:
 
 
 def layer_tensors(cache: DynamicCache) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values of each layer. # each (batch, key heads, tokens, head size)"""
+    """Keys and values of each layer. Shape: each (batch, key heads, tokens, head size)"""
     return [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
 
 
 def cache_of(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
-    """A cache that holds given keys and values. # each (batch, key heads, tokens, head size)"""
+    """A cache of these keys and values. Shape: each (batch, key heads, tokens, head size)"""
     cache = DynamicCache()
     for key, value in zip(keys, values, strict=True):
         layer = DynamicLayer()
@@ -180,14 +182,14 @@ def cache_of(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
 
 
 class _ReadOnlyLayer(DynamicLayer):  # type: ignore[misc]
-    """A cache layer that shows later tokens the cached ones and forgets the later ones."""
+    """A cache layer that later tokens see and do not extend."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
 def read_only_copy(cache: DynamicCache) -> DynamicCache:
-    """The same keys and values, which a pass sees and does not change."""
+    """A cache of the same tensors, which a pass sees and does not change."""
     copied = DynamicCache()
     for layer in cache.layers:
         read_only = _ReadOnlyLayer()

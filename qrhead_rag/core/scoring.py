@@ -1,8 +1,8 @@
 """Attention to passage scores: calibration, mask and aggregation, as pure functions of tensors.
 
-    a(t) = mean over query-span rows of softmax(q·k·scale)[row, t]
-    c(t) = a(t | query) - a(t | null query)
-    s(d) = sum of c(t) over t in d with c(t) > mean(c) - 2·std(c)          (mean, unbiased std over d)
+    (1)  a(t) = mean over query-span rows of softmax(q·k·scale)[row, t]
+    (2)  c(t) = a(t | query) - a(t | null query)
+    (3)  s(d) = sum of c(t) over t in d with c(t) > mean(c) - 2·std(c)          (mean, unbiased std over d)
 
 Several heads: c is summed over them first, then masked and summed over tokens. Calibration is that of In-Context
 Re-ranking (Chen et al., arXiv 2410.02642, eq. 3 and 4), the heads those of QRHead (Zhang et al., arXiv 2506.09944,
@@ -26,7 +26,7 @@ POOLED_PIECES = 3
 
 
 def document_of_tokens(spans: Sequence[Span], num_tokens: int) -> Tensor:
-    """Which document each token belongs to, OUTSIDE for none. # (tokens,)
+    """The index of each token's document, OUTSIDE for a token of none. Shape: (tokens,)
 
     >>> document_of_tokens([Span(1, 3), Span(4, 5)], 6).tolist()
     [-1, 0, 0, -1, 1, -1]
@@ -38,24 +38,27 @@ def document_of_tokens(spans: Sequence[Span], num_tokens: int) -> Tensor:
 
 
 def calibrate(attention: Tensor, null_attention: Tensor) -> Tensor:
-    """c(t): what the query adds to what each token attracts whatever is asked.
+    """Equation (2), c(t): attention from the query without what a token attracts whatever is asked.
 
     Args:
-        attention: a(t | query). # (..., tokens)
-        null_attention: a(t | null query), of the same shape.
+        attention: a(t | query). Shape: (..., tokens)
+        null_attention: a(t | null query). Shape: (..., tokens)
+
+    >>> calibrate(torch.tensor([0.5, 0.25]), torch.tensor([0.25, 0.25])).tolist()
+    [0.25, 0.0]
     """
     return attention - null_attention
 
 
 def masked(calibrated: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
-    """c(t) where it counts, 0 where the mask drops it or where a token belongs to no document.
+    """The mask of equation (3): c(t) where it counts; 0 where it does not, and for tokens of no document.
 
-    A token is dropped when it lies two standard deviations or more below the mean of its document. A document of one
-    token has no standard deviation and is not masked.
+    c(t) counts if it lies above the mean of its document minus two standard deviations. A document of one token has no
+    standard deviation and is not masked.
 
     Args:
-        calibrated: c(t). # (..., tokens)
-        document_of: document number of each token. # (tokens,)
+        calibrated: c(t). Shape: (..., tokens)
+        document_of: index of each token's document, or OUTSIDE. Shape: (tokens,)
         num_documents: documents in the list.
 
     >>> c = torch.tensor([0.0, 0.5, 0.25, 0.25, 1.0])
@@ -73,7 +76,15 @@ def masked(calibrated: Tensor, document_of: Tensor, num_documents: int) -> Tenso
 
 
 def document_scores(contributions: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
-    """s(d): the contributions of each document's tokens, summed. # (..., tokens) -> (..., documents)
+    """Equation (3), s(d): the contributions of each document's tokens, summed.
+
+    Args:
+        contributions: c(t) after the mask. Shape: (..., tokens)
+        document_of: index of each token's document, or OUTSIDE. Shape: (tokens,)
+        num_documents: documents in the list.
+
+    Returns:
+        Shape: (..., documents)
 
     >>> document_scores(torch.tensor([9.0, 1.0, 2.0, 4.0]), torch.tensor([-1, 0, 0, 1]), 2).tolist()
     [3.0, 4.0]
@@ -82,15 +93,15 @@ def document_scores(contributions: Tensor, document_of: Tensor, num_documents: i
 
 
 def pool_pieces(scores: Tensor, document_of: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
-    """Document scores from the scores of their pieces: the best POOLED_PIECES of each document added up.
+    """Document scores from piece scores: the best POOLED_PIECES of each document, summed.
 
     Args:
-        scores: s of each piece. # (..., pieces)
-        document_of: document of each piece. # (pieces,)
-        num_documents: documents in the list; one without pieces gets 0.
+        scores: s of each piece. Shape: (..., pieces)
+        document_of: index of each piece's document. Shape: (pieces,)
+        num_documents: documents in the list; a document without pieces gets 0.
 
     Returns:
-        Scores # (..., documents) and which pieces were added up # (..., pieces)
+        Scores, shape: (..., documents), and which pieces were summed, shape: (..., pieces)
 
     >>> scores, counted = pool_pieces(torch.tensor([1.0, 4.0, 2.0, 3.0, 9.0]), torch.tensor([0, 0, 0, 0, 1]), 2)
     >>> scores.tolist(), counted.tolist()
@@ -106,12 +117,15 @@ def pool_pieces(scores: Tensor, document_of: Tensor, num_documents: int) -> tupl
 
 
 class NotFiniteError(FloatingPointError):
-    """Attention that is not a number.
+    """Attention that is not finite.
 
     Attributes:
         layer: of the head.
         head: within its layer.
-        document: place of the first document whose keys are not finite; None where all are, so that it is the query.
+        document: index of the first document whose keys are not finite; None if all are finite and the query is not.
+
+    >>> str(NotFiniteError(layer=7, head=2, document=9)).partition(";")[0]
+    'attention of layer 7, head 2 to document 9 is not finite'
     """
 
     def __init__(self, layer: int, head: int, document: int | None) -> None:
@@ -131,11 +145,11 @@ def check_finite(attention: Tensor, heads: Sequence[Head], document_of: Tensor, 
     """Refuse attention that is not finite.
 
     Args:
-        attention: of each head. # (heads, parts, tokens)
-        heads: (layer, head) of each row.
-        document_of: place in the caller's list of each token's document, or OUTSIDE. # (tokens,)
-        keys: what was read of the tokens, by layer: one that is not finite spoils the attention to all of them.
-            # each (key heads, tokens, head size)
+        attention: a(t) of each head. Shape: (heads, parts, tokens)
+        heads: (layer, head) of each row of `attention`.
+        document_of: index in the caller's list of each token's document, or OUTSIDE. Shape: (tokens,)
+        keys: of the tokens, by layer; a key that is not finite spoils the attention to every token.
+            Shape: each (key heads, tokens, head size)
 
     Raises:
         NotFiniteError: names layer, head and the first document whose keys are not finite.
@@ -157,19 +171,23 @@ def _bins(document_of: Tensor, num_documents: int) -> Tensor:
 
 
 def _sum_by_document(values: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
-    """Sums by document, of the tokens of none in the last column. # (..., tokens) -> (..., documents + 1)"""
+    """Sums by document; the last column sums the tokens of none. Shape: (..., documents + 1)"""
     sums = values.new_zeros(*values.shape[:-1], num_documents + 1)
     return sums.index_add(-1, _bins(document_of, num_documents), values)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one document's tokens contributed, as the pass left it.
+    """What each token of one document contributed to its score.
 
     Attributes:
-        contributions: c(t) after the mask. # (tokens,)
-        offsets: characters of each token, counted from the beginning of the label. # (tokens, 2)
+        contributions: c(t) after the mask. Shape: (tokens,)
+        offsets: characters of each token, counted from the beginning of the label. Shape: (tokens, 2)
         label: the label that the prompt puts before the document.
+
+    >>> evidence = Evidence(torch.tensor([0.0, 0.5]), offsets=torch.tensor([[0, 4], [4, 9]]), label="[1] ")
+    >>> float(evidence.contributions.sum())
+    0.5
     """
 
     contributions: Tensor
@@ -179,14 +197,20 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one query found in one list.
+    """Calibrated attention of one query to one list, from which all scores are computed.
 
     Attributes:
-        calibrated: c(t) of each head. # (heads, tokens)
-        piece_of: number of the piece that each token belongs to, or OUTSIDE. # (tokens,)
-        document_of_piece: place in the list of the document of each piece. # (pieces,)
-        offsets: characters of each token, counted from its document's label. # (tokens, 2)
-        labels: label of each document that was read, by its place.
+        calibrated: c(t) of each head. Shape: (heads, tokens)
+        piece_of: index of each token's piece, or OUTSIDE. Shape: (tokens,)
+        document_of_piece: index of each piece's document in the list. Shape: (pieces,)
+        offsets: characters of each token, counted from its document's label. Shape: (tokens, 2)
+        labels: label of each document that was read, by its index.
+
+    >>> attention, offsets = torch.tensor([[1.0, 2.0, 4.0]]), torch.zeros(3, 2)
+    >>> piece_of, document_of_piece = torch.tensor([0, 0, 1]), torch.tensor([0, 1])
+    >>> scores, evidence = Reading(attention, piece_of, document_of_piece, offsets, {0: "[1] ", 1: "[2] "}).scores(2)
+    >>> scores.tolist(), evidence[0].contributions.tolist()
+    ([3.0, 4.0], [1.0, 2.0])
     """
 
     calibrated: Tensor
@@ -196,21 +220,21 @@ class Reading:
     labels: dict[int, str]
 
     def head_scores(self, num_documents: int) -> Tensor:
-        """s(d) of each head alone, masked by itself. # (heads, documents)"""
+        """s(d) of each head alone, masked by itself. Shape: (heads, documents)"""
         return self._scores(self.calibrated, num_documents)[0]
 
     def scores(self, num_documents: int) -> tuple[Tensor, list[Evidence | None]]:
-        """s(d) of the selected heads together, and what each document's tokens contributed. # (documents,)"""
+        """s(d) of the selected heads together, shape: (documents,), and the evidence of each document that was read."""
         scores, contributions = self._scores(self.calibrated.sum(dim=0), num_documents)
         document_of = self.document_of_piece[self.piece_of].where(self.piece_of != OUTSIDE, OUTSIDE)  # (tokens,)
         order = document_of.argsort(stable=True)
         sizes = torch.bincount(document_of - OUTSIDE, minlength=num_documents + 1).tolist()  # those of none first
         of_documents = contributions[order].split_with_sizes(sizes)[1:]
         offsets = self.offsets[order].split_with_sizes(sizes)[1:]
-        found: list[Evidence | None] = [None] * num_documents
-        for place, label in self.labels.items():  # on their own: a slice would be kept, and pickled, with its whole
-            found[place] = Evidence(of_documents[place].clone(), offsets[place].clone(), label)
-        return scores, found
+        evidence: list[Evidence | None] = [None] * num_documents
+        for index, label in self.labels.items():  # clones: a slice would keep, and pickle, the whole tensor
+            evidence[index] = Evidence(of_documents[index].clone(), offsets[index].clone(), label)
+        return scores, evidence
 
     def _scores(self, calibrated: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
         num_pieces = len(self.document_of_piece)

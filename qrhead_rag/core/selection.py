@@ -1,4 +1,4 @@
-"""Scores to what is kept: the best few, a share of the evidence, a token budget. Pure arithmetic on lists.
+"""Which documents of a ranking are kept: the best few, a share of the evidence, a token budget. Pure arithmetic.
 
 Options intersect, and the best document is always kept.
 """
@@ -19,12 +19,15 @@ class Selection(BaseModel):
         top_n: at most this many documents; None keeps all.
         min_share: a document's positive score over the sum of the list's positive scores must reach this share. Unlike
             a raw score, a share means the same in every list of like length.
-        max_tokens: tokens that the kept documents may have together. Whole documents are taken best first; one that
-            does not fit is skipped and smaller ones after it may still be taken.
+        max_tokens: tokens that the kept documents may have together. Whole documents are taken best first; a document
+            that does not fit is skipped, and smaller ones after it may still be taken.
         order: "rank" (best first) or "original" (as the caller had them).
 
     Raises:
         ValueError: an option out of range or of the wrong type; the message names it.
+
+    >>> select([0.2, 0.9, 0.4], Selection(top_n=2))
+    [1, 2]
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,7 +64,7 @@ def rank_order(scores: Sequence[float]) -> list[int]:
     >>> rank_order([0.1, 0.5, 0.5])
     [1, 2, 0]
     """
-    return sorted(range(len(scores)), key=lambda place: -scores[place])
+    return sorted(range(len(scores)), key=lambda index: -scores[index])
 
 
 def shares(scores: Sequence[float]) -> list[float]:
@@ -83,7 +86,7 @@ def select(
     """Indices of the documents that are kept, in rank order or in the original order.
 
     Args:
-        scores: one a document, in the caller's order.
+        scores: of each document, in the caller's order.
         selection: what to keep.
         token_counts: tokens of each document, needed with `max_tokens`.
         ranking: indices best first, where the order is more than the order of scores; by default `rank_order(scores)`.
@@ -102,15 +105,16 @@ def select(
     kept = list(ranking if selection.top_n is None else ranking[: selection.top_n])
     if selection.min_share is not None:
         share = shares(scores)
-        kept = [place for place in kept if share[place] >= selection.min_share]
+        kept = [index for index in kept if share[index] >= selection.min_share]
     kept = kept or list(ranking[:1])
     if selection.max_tokens is not None:
         if token_counts is None:
             raise ValueError(f"max_tokens={selection.max_tokens} needs token_counts, found None; count each document")
-        best, left, fitting = kept[0], selection.max_tokens - token_counts[kept[0]], [kept[0]]
-        for place in kept:
-            if place != best and token_counts[place] <= left:
-                fitting.append(place)
-                left -= token_counts[place]
+        best = kept[0]
+        fitting, tokens_left = [best], selection.max_tokens - token_counts[best]
+        for index in kept:
+            if index != best and token_counts[index] <= tokens_left:
+                fitting.append(index)
+                tokens_left -= token_counts[index]
         kept = fitting
     return sorted(kept) if selection.order == "original" else kept

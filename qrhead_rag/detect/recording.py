@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qrhead_rag.core.model_view import find_decoder
 from qrhead_rag.datasets.examples import LabelledExample
-from qrhead_rag.files import replaced
+from qrhead_rag.files import atomic_write
 from qrhead_rag.ranking.context import ListTooLongError
 from qrhead_rag.ranking.retriever import QRRetriever
 from qrhead_rag.ranking.tensor_file import read_tensors
@@ -118,7 +118,7 @@ def record(
             on_progress(done, len(examples))
         if not _is_whole(file, (len(retriever.heads.heads), len(example.documents))):
             scores = retriever.head_scores(example.query, example.documents)
-            with replaced(file) as temporary:
+            with atomic_write(file) as temporary:
                 save_file({"scores": scores.contiguous()}, temporary)
     if on_progress:
         on_progress(len(examples), len(examples))

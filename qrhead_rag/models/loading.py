@@ -1,6 +1,5 @@
 """A model and its tokenizer, cut to the layers that are needed."""
 
-import copy
 import json
 import threading
 from collections.abc import Iterator
@@ -8,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -25,15 +23,12 @@ from transformers import (
 from qrhead_rag.core.heads import EMBEDDED_MODEL, HeadChoice, HeadSet, Mode, ModelShape, choose_heads
 from qrhead_rag.models.embedded import EMBEDDED_PACKAGE, converted, embedded_gguf
 from qrhead_rag.models.quiet import quiet
-
-_locks: "WeakKeyDictionary[PreTrainedModel, threading.RLock]" = WeakKeyDictionary()
-_guard = threading.Lock()
-_WHOLE_SHAPE = "_qrhead_whole_shape"  # on a model that is cut, and on its copies
+from qrhead_rag.models.shared import cut_layers, model_lock, whole_shape
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory with the facts that a cut model has forgotten.
+    """A model in memory, and the head set that is read from it.
 
     Attributes:
         model: the decoder, perhaps cut to its first layers and without output matrix.
@@ -41,6 +36,10 @@ class LoadedModel:
         name: hub id or folder.
         shape: layers and heads of the whole model.
         heads: the head set it was loaded for.
+
+    >>> loaded = share_model(model, tokenizer, heads=[(1, 0)], mode="late")
+    >>> str(loaded.shape), loaded.heads.max_layer
+    ('llama, 4 layers of 4 heads', 1)
     """
 
     model: PreTrainedModel
@@ -51,15 +50,8 @@ class LoadedModel:
 
     @property
     def lock(self) -> threading.RLock:
-        """One lock a model, shared by everything that reads it: fast tokenizers are not thread-safe."""
-        with _guard:
-            return _locks.setdefault(self.model, threading.RLock())
-
-
-def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """Architecture, layers and query heads of a configuration's text part."""
-    text = config.get_text_config()
-    return ModelShape(text.model_type, text.num_hidden_layers, text.num_attention_heads)
+        """The model's lock, shared by everything that reads it."""
+        return model_lock(self.model)
 
 
 def share_model(
@@ -69,7 +61,7 @@ def share_model(
     mode: Mode | None,
     name: str | None = None,
 ) -> LoadedModel:
-    """A model already in memory, used where it is.
+    """Use a model that is already in memory, which stays as it is.
 
     Raises:
         TypeError: not a transformers model and tokenizer.
@@ -84,12 +76,11 @@ def share_model(
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer is {type(tokenizer).__name__}; expected the model's transformers tokenizer")
     name = name or model.name_or_path or type(model).__name__
-    in_memory = shape_of(config)
-    shape = getattr(model, _WHOLE_SHAPE, in_memory)
+    shape, num_layers = whole_shape(config), config.get_text_config().num_hidden_layers
     chosen = choose_heads(heads, name, shape, mode)
-    if chosen.max_layer >= in_memory.num_layers:
+    if chosen.max_layer >= num_layers:
         raise ValueError(
-            f"{name} was loaded without the layers above {in_memory.num_layers - 1}, but head set {chosen.name!r} "
+            f"{name} was loaded without the layers above {num_layers - 1}, but head set {chosen.name!r} "
             f"reaches layer {chosen.max_layer}; load the model for these heads (QRRetriever.from_pretrained) or "
             "choose others"
         )
@@ -109,10 +100,10 @@ def load_model(
     """Load the layers of a model that its heads need, and no output matrix.
 
     Args:
-        name: hub id or folder; None, or the hub id of the embedded model, is the embedded one.
+        name: hub id or folder; None, or the hub id of the embedded model, is the embedded model.
         heads: as in `choose_heads`.
-        mode: the mode the heads will be read under; None leaves it to the head set.
-        device: "cpu", "cuda", "mps" …; None takes an accelerator where there is one.
+        mode: the mode the heads will be read under; None takes the mode of the head set.
+        device: "cpu", "cuda", "mps" …; None takes an accelerator if there is one.
         dtype: None is float32 on CPU and the checkpoint's own elsewhere.
         device_map: as in transformers; excludes `device`.
         options: for transformers' `from_pretrained` (revision, gguf_file, trust_remote_code, attn_implementation …).
@@ -131,12 +122,13 @@ def load_model(
     tokenizer_options = {key: options[key] for key in _TOKENIZER_OPTIONS & options.keys()}
     with quiet(), _naming(name, source):
         config = AutoConfig.from_pretrained(source, **tokenizer_options)
-        shape = shape_of(config)
+        shape = whole_shape(config)
         chosen = choose_heads(heads, name, shape, mode)
+        cut_layers(config, chosen.max_layer + 1)
         tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_options)
         model, report = AutoModel.from_pretrained(
             source,
-            config=_cut(config, chosen.max_layer + 1),
+            config=config,
             dtype=dtype,
             device_map=device_map,
             output_loading_info=True,
@@ -150,8 +142,7 @@ def load_model(
         )
     if target is not None:
         model.to(target)
-    # A retriever that shares the model knows it as a whole, by its name, which for the embedded one is no folder's.
-    setattr(model, _WHOLE_SHAPE, shape)
+    # A retriever that shares the model knows it by its name, which for the embedded one is no folder's.
     model.name_or_path = name
     return LoadedModel(model.eval(), tokenizer, name, shape, chosen)
 
@@ -174,7 +165,7 @@ def load_generator(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model whole, with its output matrix, so that it can write; None is the embedded one.
+    """Load a whole model, with its output matrix, to generate text; None is the embedded model.
 
     Raises:
         OSError: no such model.
@@ -191,38 +182,27 @@ def load_generator(
 
 
 def _source(name: str | Path | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds the model: the converted embedded one, or what was asked for.
+    """Folder or hub id that transformers loads, and its options.
 
     Weights are read from safetensors alone: the older format is a pickle.
     """
-    given = {"use_safetensors": True} | {key: value for key, value in options.items() if value is not None}
-    if str(name or EMBEDDED_MODEL) == EMBEDDED_MODEL and not {"revision", "gguf_file"} & given.keys():
+    options = {"use_safetensors": True} | {key: value for key, value in options.items() if value is not None}
+    if str(name or EMBEDDED_MODEL) == EMBEDDED_MODEL and not {"revision", "gguf_file"} & options.keys():
         gguf = embedded_gguf()
         if gguf is not None:
-            return str(converted(gguf)), given
-    if "gguf_file" in given and Path(given["gguf_file"]).is_absolute():
+            return str(converted(gguf)), options
+    if "gguf_file" in options and Path(options["gguf_file"]).is_absolute():
         raise ValueError(
-            f"gguf_file={given['gguf_file']!r} is a whole path; expected a file name inside the folder or hub id "
+            f"gguf_file={options['gguf_file']!r} is a whole path; expected a file name inside the folder or hub id "
             "that is given as the model"
         )
-    return str(name or EMBEDDED_MODEL), given
+    return str(name or EMBEDDED_MODEL), options
 
 
 def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _cut(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    """The configuration of the model's first layers."""
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    if kinds is not None:
-        text.layer_types = kinds[:num_layers]
-    text.num_hidden_layers = num_layers
-    return config
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Loading a model without transformers' bars and reports."""
+"""Load a model without the progress bars and reports of transformers."""
 
 import threading
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from functools import partial
 from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
-_one_at_a_time = threading.Lock()
+_switches = threading.Lock()  # they belong to the process
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars, and no report about the layers that are left out on purpose."""
-    with _one_at_a_time:
+    with _switches:
         verbosity = transformers_logging.get_verbosity()
         bars = transformers_logging.is_progress_bar_enabled()
-        gguf_bar = modeling_gguf_pytorch_utils.tqdm  # this one does not listen
+        gguf_bar = modeling_gguf_pytorch_utils.tqdm  # this bar ignores the switch
         try:
             transformers_logging.set_verbosity_error()
             transformers_logging.disable_progress_bar()

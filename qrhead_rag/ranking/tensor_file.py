@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from qrhead_rag.files import parse_json, replaced
+from qrhead_rag.files import atomic_write, parse_json
 
 _FORMAT = "qrhead-late-2"
 
@@ -36,7 +36,7 @@ def write_encoded(path: str | Path, identity: Mapping[str, Any], content: Any, t
     header = json.dumps({"identity": identity, "versions": versions, "content": content})
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     metadata = {"format": _FORMAT, "header": header, "checksum": _checksum(header, tensors)}
-    with replaced(path) as file:
+    with atomic_write(path) as file:
         save_file(tensors, file, metadata)
 
 

@@ -72,16 +72,27 @@ def test_scores_are_those_of_the_whole_model(folder):
 def test_a_model_that_was_cut_can_be_shared(folder):
     """Two modes on one model in memory: what it was cut from counts, but no layer that is not there."""
     late = QRRetriever.from_pretrained(folder, heads=HEADS, mode="late", device="cpu")
-    found = HeadSet(model=str(folder), architecture="llama", num_layers=4, num_heads=4, heads=HEADS)
-    shared = QRRetriever(late.model, late.tokenizer, heads=found)
+    head_set = HeadSet(model=str(folder), architecture="llama", num_layers=4, num_heads=4, heads=HEADS)
+    shared = QRRetriever(late.model, late.tokenizer, heads=head_set)
     assert (shared.model_name, shared.shape) == (str(folder), ("llama", 4, 4))
     alone = QRRetriever.from_pretrained(folder, heads=HEADS, device="cpu")
     assert shared.score(QUERY, DOCUMENTS) == alone.score(QUERY, DOCUMENTS)
-    copied = QRRetriever(copy.deepcopy(late.model), late.tokenizer, heads=found)
+    copied = QRRetriever(copy.deepcopy(late.model), late.tokenizer, heads=head_set)
     assert copied.score(QUERY, DOCUMENTS) == pytest.approx(alone.score(QUERY, DOCUMENTS), abs=1e-6)
     for deep in ([(2, 0)], "all"):
         with pytest.raises(ValueError, match=r"without the layers above 1, but head set .* reaches layer [23]; load"):
             QRRetriever(late.model, late.tokenizer, heads=deep)
+
+
+def test_a_model_that_was_cut_and_saved_knows_what_it_was_cut_from(folder, tmp_path):
+    cut = QRRetriever.from_pretrained(folder, heads=HEADS, device="cpu")
+    cut.model.save_pretrained(tmp_path)
+    cut.tokenizer.save_pretrained(tmp_path)
+    again = QRRetriever.from_pretrained(tmp_path, heads=HEADS, device="cpu")
+    assert again.shape == ("llama", 4, 4)
+    assert again.score(QUERY, DOCUMENTS) == cut.score(QUERY, DOCUMENTS)
+    with pytest.raises(ValueError, match=r"lacks \d+ weights"):
+        QRRetriever.from_pretrained(tmp_path, heads=[(2, 0)], device="cpu")
 
 
 def test_all_heads_load_all_layers(folder):

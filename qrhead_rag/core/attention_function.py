@@ -1,0 +1,234 @@
+"""The attention function that the layers of a view call: it reads the selected heads, then attends as the model would.
+
+It is registered with transformers, together with its mask, under the name ATTENTION. The pass under way is a context
+variable: each thread has its own, and a model that generates in another thread is not affected.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from qrhead_rag.core.model_view import eager_function, eager_weights
+
+ATTENTION = "qrhead"
+_MASKED = torch.finfo(torch.float32).min
+
+
+class _LastHeadReadError(Exception):
+    """Ends a pass at the last selected head; never leaves this file."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The tokens whose attention is read: the cached ones, then the late ones.
+
+    Attributes:
+        positions: of each token. Shape: (tokens,)
+        cached: number of cached tokens.
+        late_keys: by layer, keys that the selected heads alone see. Shape: each (key heads, late tokens, head size)
+        hidden: first tokens that the selected heads do not see.
+        see_all: refuse a layer that hides any other token from a row that is read.
+    """
+
+    positions: Tensor
+    cached: int
+    late_keys: Mapping[int, Tensor]
+    hidden: int
+    see_all: bool
+
+
+@dataclass(frozen=True)
+class PassRows:
+    """The rows of one pass, part after part.
+
+    Attributes:
+        positions: of each row. Shape: (rows,)
+        same_part: which rows see each other, as far as the model lets them. Shape: (rows, rows)
+        is_read: rows whose attention is averaged. Shape: (rows,)
+        averages: weights that take the mean over the rows of each part that are read. Shape: (parts, rows)
+    """
+
+    positions: Tensor
+    same_part: Tensor
+    is_read: Tensor
+    averages: Tensor
+
+
+@dataclass(frozen=True)
+class RowReading:
+    """The selected heads that a pass over query rows reads, and what it has read so far.
+
+    Attributes:
+        heads: by layer.
+        context: the tokens that they attend to.
+        rows: the tokens that attend.
+        attention: a(t) by layer, filled by the pass. Shape: each (heads, parts, tokens)
+    """
+
+    heads: Mapping[int, list[int]]
+    context: Context
+    rows: PassRows
+    attention: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a run through a view is for.
+
+    Attributes:
+        kernel: attention implementation that the layers attend with.
+        last_layer: the layer in which the run ends, before its own attention.
+        reading: the heads that are read; None only fills the cache.
+    """
+
+    kernel: str
+    last_layer: int
+    reading: RowReading | None = None
+
+
+_PASS: ContextVar[Pass] = ContextVar("qrhead_pass")
+
+
+def run_pass(view: nn.Module, current: Pass, **inputs: Any) -> None:
+    """Run a view up to the attention of the last layer that is needed.
+
+    Raises:
+        ValueError: the view's layers do not call the attention interface.
+    """
+    token = _PASS.set(current)
+    try:
+        view(**inputs)
+    except _LastHeadReadError:
+        pass
+    else:
+        raise ValueError(
+            f"{type(view).__name__} ended without calling the attention interface in layer "
+            f"{current.last_layer}; expected a stock transformers model whose every attention layer does"
+        )
+    finally:
+        _PASS.reset(token)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function of a view: reads the selected heads of this layer, then attends as the model would."""
+    current = _PASS.get()
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    reading = current.reading
+    if reading is not None:
+        if layer in reading.heads:
+            reading.attention[layer] = _read_layer(reading, layer, module, query, key, attention_mask, options)
+        if attention_mask is not None:  # late tokens are for the selected heads alone
+            context = reading.context
+            shared = attention_mask[..., : context.cached], attention_mask[..., len(context.positions) :]
+            attention_mask = torch.cat(shared, dim=-1)
+    if layer == current.last_layer:
+        raise _LastHeadReadError
+    attend = eager_function(module) if current.kernel == "eager" else ALL_ATTENTION_FUNCTIONS[current.kernel]
+    return attend(module, query, key, value, attention_mask, **options)  # type: ignore[misc]
+
+
+def _read_layer(
+    reading: RowReading,
+    layer: int,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """a(t) of this layer's selected heads, averaged over the rows of each part. Shape: (heads, parts, tokens)"""
+    heads = reading.heads[layer]
+    # 1. Who may be seen: what the layer's own mask lets a row see, without the hidden tokens.
+    additive = _additive_mask(reading, layer, module, mask)
+    # 2. The selected heads' queries, and for each the keys that it looks at, the late ones between cache and rows.
+    queries, keys = _queries_and_keys(reading, layer, query, key)
+    # 3. Weights as the family's eager attention computes them, averaged over the rows of each part that are read.
+    weights = eager_weights(module, heads, queries, keys, additive, options)  # (1, heads, rows, tokens + rows)
+    return reading.rows.averages.to(weights.device) @ weights[0, :, :, : len(reading.context.positions)]
+
+
+def _additive_mask(reading: RowReading, layer: int, module: nn.Module, mask: Tensor | None) -> Tensor:
+    """0 where a row sees a token, the least number where it does not. Shape: (1, 1, rows, tokens + rows)
+
+    Raises:
+        ValueError: the model made no mask, or its window hides a token where all have to be seen.
+    """
+    if mask is None:
+        raise ValueError(
+            f"{type(module).__name__} was given no mask for the query rows; expected a model that builds its masks "
+            "with transformers.masking_utils"
+        )
+    context = reading.context
+    visible = mask if mask.dtype == torch.bool else mask == 0
+    if context.see_all:
+        to_see = visible[0, 0, reading.rows.is_read.to(visible.device), context.hidden : len(context.positions)]
+        if not bool(to_see.all()):
+            raise ValueError(
+                f"layer {layer} attends within a window that hides part of the documents from the query; expected "
+                "every document token in sight: use smaller pieces (piece_tokens=), heads of layers without a window, "
+                "or listwise"
+            )
+    additive = torch.where(visible, 0.0, _MASKED)
+    additive[..., : context.hidden] = _MASKED
+    return additive
+
+
+def _queries_and_keys(reading: RowReading, layer: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys of the selected heads, a key head for each query head, in float32.
+
+    Args:
+        query: queries of all heads. Shape: (1, query heads, rows, head size)
+        key: keys of cached tokens and rows. Shape: (1, key heads, cached + rows, head size)
+
+    Returns:
+        Shape: (1, heads, rows, head size) and (1, heads, tokens + rows, head size)
+    """
+    heads, context = reading.heads[layer], reading.context
+    group = query.shape[1] // key.shape[1]  # query heads that share a key head
+    keys = key[:, [head // group for head in heads]].float()
+    if layer in context.late_keys:
+        kept = key_heads(heads, group)  # the key heads that `keys_for_heads` kept
+        late = context.late_keys[layer].to(keys)[None, [kept.index(head // group) for head in heads]]
+        keys = torch.cat([keys[:, :, : context.cached], late, keys[:, :, context.cached :]], dim=2)
+    return query[:, heads].float(), keys
+
+
+def key_heads(heads: Sequence[int], group: int) -> list[int]:
+    """Key heads that some query heads of a layer look at, where each serves a group of them.
+
+    >>> key_heads([0, 1, 5], group=3)
+    [0, 1]
+    """
+    return sorted({head // group for head in heads})
+
+
+def _mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
+    """The mask of a view: the kernel's own for documents; for the query rows, by position and by part."""
+    current = _PASS.get()
+    if current.reading is None:
+        make: Callable[..., Tensor | None] = ALL_MASK_ATTENTION_FUNCTIONS[current.kernel]
+        return make(mask_function=mask_function, dtype=dtype, **options)
+    context, rows = current.reading.context, current.reading.rows
+    device = rows.positions.device
+    # A family's own pattern (causal, window, chunk) is asked about positions, not about indices in the cache.
+    origin = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+    key_positions = torch.cat([context.positions, rows.positions])  # (tokens + rows,)
+    pattern = mask_function(origin, origin, rows.positions[None, None, :, None], key_positions[None, None, None, :])
+    all_tokens = torch.ones(len(rows.positions), len(context.positions), dtype=torch.bool, device=device)
+    mask = pattern & torch.cat([all_tokens, rows.same_part], dim=1)  # (1, 1, rows, tokens + rows)
+    if current.kernel == "eager":
+        return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+    return mask
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, _mask)
