@@ -1,29 +1,25 @@
-"""`qrhead rank-dataset` and `qrhead encode-dataset`: data sets, on as many machines as there are."""
+"""`qrhead rank-dataset` and `qrhead encode-dataset`: whole data sets, on one machine or many."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
 from qrhead_rag.cli.options import (
-    AddressOption,
-    ConcurrencyOption,
-    CpusOption,
-    DeviceOption,
-    DtypeOption,
-    GpusOption,
     HeadsOption,
     InstructionOption,
     LayoutOption,
-    ModelOption,
+    ModelOptions,
     ModeOption,
     PieceOption,
-    given,
-    pool_of,
+    PoolOptions,
+    SelectionOptions,
+    expand_groups,
+    without_none,
 )
-from qrhead_rag.cli.output import one_line_errors, resumable, shown, summary
+from qrhead_rag.cli.output import one_line_errors, resumable, run_bar, summary
 from qrhead_rag.core.heads import parse_heads
-from qrhead_rag.core.selection import Order, Selection
 
 if TYPE_CHECKING:
     from qrhead_rag.cluster.run import Progress
@@ -32,134 +28,99 @@ SourcesArgument: TypeAlias = Annotated[
     list[str], typer.Argument(metavar="IN", help="Files, folders or patterns (in quotes), .jsonl or .parquet.")
 ]
 OutArgument: TypeAlias = Annotated[
-    Path, typer.Argument(metavar="OUT", help="Folder for the results; an interrupted run in it is gone on with.")
-]
-DeviceMapOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="auto spreads a model over the GPUs of its actor.")
-]
-BatchOption: TypeAlias = Annotated[
-    int | None,
-    typer.Option(help="Documents run together up to this many tokens, those of several lists too (independent, late)."),
+    Path, typer.Argument(metavar="OUT", help="Folder for the results; an interrupted run in it is resumed.")
 ]
 ShardOption: TypeAlias = Annotated[
     int | None, typer.Option(help="Bytes of input in a shard, which is written, and redone, as a whole.")
 ]
 
 
+@dataclass(frozen=True)
+class ActorOptions(ModelOptions):
+    """The model of an actor, and how it reads documents."""
+
+    device_map: Annotated[str | None, typer.Option(help="auto spreads a model over the GPUs of its actor.")] = None
+    instruction: InstructionOption = None
+    piece_tokens: PieceOption = None
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Documents run together up to this many tokens (independent, late).")
+    ] = None
+
+
+@expand_groups
 def rank_dataset(
     sources: SourcesArgument,
     out: OutArgument,
-    model: ModelOption = None,
+    *,
+    model: ActorOptions,
     heads: HeadsOption = None,
     mode: ModeOption = None,
-    top_n: Annotated[int | None, typer.Option(help="Keep at most this many.")] = None,
-    min_share: Annotated[float | None, typer.Option(help="Keep what has this share of the positive scores.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Keep whole documents within this many tokens.")] = None,
-    order: Annotated[Order, typer.Option(help="Best first, or as in the list.")] = "rank",
+    selection: SelectionOptions,
     format: Annotated[
         Literal["jsonl", "parquet"] | None, typer.Option(help="Of the rankings; by default that of the first file.")
     ] = None,
     layout: LayoutOption = None,
-    instruction: InstructionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    device_map: DeviceMapOption = None,
-    piece_tokens: PieceOption = None,
-    batch_tokens: BatchOption = None,
     cache_bytes: Annotated[
         int | None, typer.Option(help="What an actor may keep of documents for lists that share some; by default none.")
     ] = None,
-    address: AddressOption = None,
-    concurrency: ConcurrencyOption = "1",
-    gpus: GpusOption = 0,
-    cpus: CpusOption = None,
+    pool: PoolOptions,
     shard_bytes: ShardOption = None,
 ) -> None:
     """Rank every list of a data set: records with query and documents (strings, or objects with text, title, id)."""
     with one_line_errors():
-        selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        pool = pool_of(address, concurrency, gpus, cpus)
+        kept, where = selection.validated(), pool.validated()
         from qrhead_rag.cluster.rank import rank_dataset as run
 
-        options = given(
-            layout=layout,
-            instruction=instruction,
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-            piece_tokens=piece_tokens,
-            batch_tokens=batch_tokens,
-            cache_bytes=cache_bytes,
-        )
-        with shown("lists") as moved, resumable():
+        with run_bar("lists") as on_progress, resumable():
             done = run(
                 sources,
                 out,
-                model=model,
                 heads=parse_heads(heads),
                 mode=mode,
-                selection=selection,
+                selection=kept,
                 format=format,
-                pool=pool,
+                pool=where,
                 shard_bytes=shard_bytes,
-                on_progress=moved,
-                **options,
+                on_progress=on_progress,
+                **without_none(**vars(model), layout=layout, cache_bytes=cache_bytes),
             )
         _finish(done, "lists", out)
 
 
+@expand_groups
 def encode_dataset(
     sources: SourcesArgument,
     out: OutArgument,
-    model: ModelOption = None,
+    *,
+    model: ActorOptions,
     heads: HeadsOption = None,
-    instruction: InstructionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    device_map: DeviceMapOption = None,
-    piece_tokens: PieceOption = None,
-    batch_tokens: BatchOption = None,
     key_dtype: Annotated[
         Literal["float16", "bfloat16", "float32"], typer.Option(help="How keys are stored.")
     ] = "float16",
-    address: AddressOption = None,
-    concurrency: ConcurrencyOption = "1",
-    gpus: GpusOption = 0,
-    cpus: CpusOption = None,
+    pool: PoolOptions,
     shard_bytes: ShardOption = None,
 ) -> None:
     """Encode every document of a data set (text, perhaps title, id) under late, into shards that load as one list."""
     with one_line_errors():
-        pool = pool_of(address, concurrency, gpus, cpus)
+        where = pool.validated()
         from qrhead_rag.cluster.encode import encode_dataset as run
 
-        options = given(
-            instruction=instruction,
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-            piece_tokens=piece_tokens,
-            batch_tokens=batch_tokens,
-            key_dtype=key_dtype,
-        )
-        with shown("documents") as moved, resumable():
+        with run_bar("documents") as on_progress, resumable():
             done = run(
                 sources,
                 out,
-                model=model,
                 heads=parse_heads(heads),
-                pool=pool,
+                pool=where,
                 shard_bytes=shard_bytes,
-                on_progress=moved,
-                **options,
+                on_progress=on_progress,
+                **without_none(**vars(model), key_dtype=key_dtype),
             )
         _finish(done, "documents", out)
 
 
 def _finish(done: "Progress", noun: str, out: Path) -> None:
     typer.echo(summary(done, noun, str(out)), err=True)
-    failed = [file for file in sorted((out / "_errors").iterdir()) if file.suffix == ".jsonl"]
-    if failed:
+    if any((out / "_errors").glob("part-*")):
         typer.echo(f"qrhead: some {noun} could not be used; the reasons are in {out / '_errors'}", err=True)
     if done.total and done.failed == done.total:
         raise typer.Exit(1)

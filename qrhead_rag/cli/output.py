@@ -1,4 +1,4 @@
-"""What the `qrhead` command writes: one-line errors with exit code 2, progress, and text that any stream can take."""
+"""What the `qrhead` command writes to stderr: errors, in one line and with exit code 2, and progress."""
 
 import io
 import sys
@@ -38,9 +38,9 @@ def replace_unencodable() -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn errors about what the user gave into one line and exit code 2, and warnings into one line each.
+    """Turn errors about the user's input into one line and exit code 2, and warnings into one line each.
 
-    Errors of other kinds are faults of the program and keep their traceback.
+    Other errors are faults of the program and keep their traceback.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -74,17 +74,17 @@ def _show_warning(
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Say that an interrupted run is not lost."""
+    """On an interrupt, tell the user how the run is resumed."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("qrhead: interrupted; the same command goes on from here", err=True)
+        typer.echo("qrhead: interrupted; run the same command again to resume", err=True)
         raise typer.Exit(130) from None
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, moved by a function of what is done and how much there is in all."""
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr; yields a function of the number done and the number in all, which moves it."""
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=None)
@@ -92,19 +92,19 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def shown(noun: str) -> Iterator[Callable[["Done"], None]]:
-    """How far a run is and how fast, on stderr: a bar on a terminal, elsewhere a line now and then."""
+def run_bar(noun: str) -> Iterator[Callable[["Done"], None]]:
+    """Show progress and speed of a run on stderr: a bar on a terminal, elsewhere a line every few seconds."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        said = time.monotonic()
+        last = time.monotonic()
 
-        def say(done: "Done") -> None:
-            nonlocal said
-            if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
+        def write_line(done: "Done") -> None:
+            nonlocal last
+            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
                 typer.echo(f"{done.before + done.done} of {done.total} {noun}, {_rates(done, noun)}", err=True)
 
-        yield say
+        yield write_line
         return
     columns = (
         TextColumn(noun),
@@ -124,7 +124,7 @@ def shown(noun: str) -> Iterator[Callable[["Done"], None]]:
 
 
 def summary(done: "Done", noun: str, folder: str) -> str:
-    """What a run did, in a line or two."""
+    """What a run did, in one line."""
     before = f", {done.before} of them before" if done.before else ""
     lines = [f"{done.before + done.done - done.failed} of {done.total} {noun} in {folder}{before}"]
     if done.done:

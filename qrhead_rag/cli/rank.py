@@ -10,20 +10,18 @@ from rich.console import Console
 from rich.table import Table
 
 from qrhead_rag.cli.options import (
-    DeviceOption,
-    DtypeOption,
     HeadsOption,
     InstructionOption,
     LayoutOption,
-    ModelOption,
+    ModelOptions,
     ModeOption,
     PieceOption,
-    given,
-    load,
+    SelectionOptions,
+    expand_groups,
+    without_none,
 )
 from qrhead_rag.cli.output import one_line_errors
 from qrhead_rag.core.heads import HeadSet, shipped_head_sets
-from qrhead_rag.core.selection import Order, Selection
 from qrhead_rag.show.ink import printable
 
 if TYPE_CHECKING:
@@ -32,53 +30,49 @@ if TYPE_CHECKING:
     from qrhead_rag.ranking.result import Ranking
     from qrhead_rag.ranking.retriever import QRRetriever
 
-
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@expand_groups
 def rank(
     query: Annotated[str, typer.Argument(help="The question.")],
     file: Annotated[str, typer.Argument(help=".txt (a document a line) or .jsonl (text, title, id); - reads stdin.")],
+    *,
     file_format: Annotated[
         Literal["txt", "jsonl"] | None, typer.Option("--format", help="By default what the file's name says, else txt.")
     ] = None,
-    model: ModelOption = None,
+    model: ModelOptions,
     heads: HeadsOption = None,
     mode: ModeOption = None,
-    top_n: Annotated[int | None, typer.Option(help="Keep at most this many.")] = None,
-    min_share: Annotated[float | None, typer.Option(help="Keep what has this share of the positive scores.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Keep whole documents within this many tokens.")] = None,
-    order: Annotated[Order, typer.Option(help="Best first, or as in the file.")] = "rank",
+    selection: SelectionOptions,
     layout: LayoutOption = None,
     window: Annotated[
         int | None, typer.Option(help="Documents in a window, where a list is longer than the context (listwise).")
     ] = None,
     piece_tokens: PieceOption = None,
     instruction: InstructionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
     as_json: JsonOption = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each token contributed.")] = False,
 ) -> None:
     """Rank the documents of a file by how much of the query's attention they get."""
     with one_line_errors():
-        options = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        content, name, chosen = _read(file, file_format)
+        kept = selection.validated()
+        content, name, read_as = _read(file, file_format)
         from qrhead_rag.core.passage import check_query
         from qrhead_rag.datasets.passages import parse_passages
 
         check_query(query)
-        numbered = parse_passages(content, chosen, name)
+        numbered = parse_passages(content, read_as, name)
         if not numbered:
-            raise ValueError(f"{name} has no documents; expected at least one line of {chosen}")
-        reading = given(layout=layout, window=window, piece_tokens=piece_tokens, instruction=instruction)
-        retriever = load(model, heads, mode, device, dtype, **reading)
-        ranking = retriever.rank(query, [passage for _, passage in numbered], **options.model_dump())
+            raise ValueError(f"{name} has no documents; expected at least one line of {read_as}")
+        options = without_none(layout=layout, window=window, piece_tokens=piece_tokens, instruction=instruction)
+        retriever = model.load(heads, mode, **options)
+        ranking = retriever.rank(query, [passage for _, passage in numbered], **kept.model_dump())
         lines = [line for line, _ in numbered]
         if as_json:
             typer.echo(json.dumps(_ranking_data(ranking, lines, retriever, explain), indent=1))
         else:
-            _show_ranking(ranking, lines, explain)
+            _print_ranking(ranking, lines, explain)
 
 
 def list_heads(
@@ -87,35 +81,35 @@ def list_heads(
 ) -> None:
     """List the head sets that come with the package."""
     with one_line_errors():
-        found = [heads for heads in shipped_head_sets() if (model or "").casefold() in heads.model.casefold()]
-        if not found:
+        matching = [heads for heads in shipped_head_sets() if (model or "").casefold() in heads.model.casefold()]
+        if not matching:
             raise ValueError(
                 f"no head set is shipped for a model named like {model!r}; `qrhead heads` lists them all, "
                 f"`qrhead detect --model {model}` finds heads on labelled examples"
             )
         if as_json:
-            typer.echo(json.dumps([heads.model_dump(mode="json", exclude_none=True) for heads in found], indent=1))
+            typer.echo(json.dumps([heads.model_dump(mode="json", exclude_none=True) for heads in matching], indent=1))
         else:
-            _show_head_sets(found)
+            _print_head_sets(matching)
 
 
+@expand_groups
 def demo(
+    *,
     question: Annotated[str | None, typer.Option(help="Ask the handbook a question of your own.")] = None,
-    model: ModelOption = None,
+    model: ModelOptions,
     heads: HeadsOption = None,
     mode: ModeOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
 ) -> None:
     """Rank a station's handbook for its questions, beside BM25, and show which tokens decided."""
     with one_line_errors():
         from qrhead_rag.demo import run
 
-        run(lambda: load(model, heads, mode, device, dtype), Console(), question)
+        run(lambda: model.load(heads, mode), Console(), question)
 
 
 def _read(file: str, file_format: "FileFormat | None") -> "tuple[bytes, str, FileFormat]":
-    """What a file holds, its name for messages, and its format."""
+    """The content of a file, its name for messages, and its format."""
     if file == "-":
         return sys.stdin.buffer.read(), "stdin", file_format or "txt"
     path = Path(file)
@@ -127,7 +121,7 @@ def _read(file: str, file_format: "FileFormat | None") -> "tuple[bytes, str, Fil
 def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever", explain: bool) -> dict[str, Any]:
     documents = []
     explained = ranking.explain() if explain else None
-    for place, ranked in enumerate(ranking):
+    for index, ranked in enumerate(ranking):
         passage = ranked.passage
         entry: dict[str, Any] = {
             "index": ranked.index,
@@ -137,7 +131,7 @@ def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever"
             **passage.model_dump(exclude_none=True),
         }
         if explained:
-            entry["tokens"] = [vars(token) for token in explained[place].tokens]
+            entry["tokens"] = [vars(token) for token in explained[index].tokens]
         documents.append(entry)
     return {
         "query": ranking.query,
@@ -149,7 +143,7 @@ def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever"
     }
 
 
-def _show_ranking(ranking: "Ranking", lines: list[int], explain: bool) -> None:
+def _print_ranking(ranking: "Ranking", lines: list[int], explain: bool) -> None:
     from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 
     console = Console()
@@ -178,12 +172,12 @@ def _opening(passage: "Passage") -> str:
     return " ".join(printable(f"{title}{passage.text[:300]}").split())
 
 
-def _show_head_sets(found: list[HeadSet]) -> None:
+def _print_head_sets(head_sets: list[HeadSet]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("model", "set", "mode", "criterion"):
         table.add_column(column, overflow="fold")
     table.add_column("heads", justify="right")
-    for heads in found:
+    for heads in head_sets:
         mark = " **" if heads.recommended else " *" if heads.default else ""
         table.add_row(heads.model, f"{heads.name}{mark}", heads.mode, heads.criterion, str(len(heads.heads)))
     console = Console()

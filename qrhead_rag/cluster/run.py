@@ -1,20 +1,21 @@
-"""A run over the shards of a data set: what is finished is passed over, the rest is shared out to a pool of actors."""
+"""A run over the shards of a data set on a pool of actors: finished shards are skipped, failed ones tried once more."""
 
-import math
+import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
-from qrhead_rag.cluster.pool import Pool, run
+from qrhead_rag.cluster.pool import Pool, run_tasks
 from qrhead_rag.cluster.shards import Shard, ShardFolder, cut, find_files, fingerprint, read
+from qrhead_rag.core.heads import HeadSet
 from qrhead_rag.datasets.records import MalformedRecord, RawRecord
 
-_SMALLEST, _LARGEST = 2**12, 2**20  # bytes of a shard where nobody says how many
+_SMALLEST, _LARGEST = 2**12, 2**18  # bytes of a shard, if the caller does not say
 _SHARDS_PER_ACTOR = 8
-_REPORTS_PER_SHARD = 8
+_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Progress:
 
     Attributes:
         total: records of the data set.
-        before: records in shards that an earlier run had finished.
-        done: records of this run, those that failed among them.
-        failed: records that could not be used; the errors files have them, each with the reason.
+        before: records in shards that an earlier run finished.
+        done: records of this run, failed ones included.
+        failed: records that could not be used; the errors files give the reasons.
         tokens: tokens of the texts that this run read.
-        busy: seconds that its actors worked, added up.
-        seconds: seconds since the first actor was at work.
+        busy: seconds that its actors worked, summed over actors.
+        seconds: seconds since the first actor began to work.
     """
 
     total: int
@@ -51,41 +52,42 @@ class Progress:
 
     @property
     def tokens_per_actor_second(self) -> float:
-        """Of one actor while it works: what a larger run is planned with."""
+        """Of one actor while it works: the number to plan a larger run with."""
         return self.tokens / self.busy if self.busy else 0.0
 
 
-class Maker(Protocol):
-    """What an actor makes of a shard."""
+class Made(NamedTuple):
+    """What an actor made of the records of a shard.
 
-    def begin(self) -> None:
-        """A new shard begins."""
-        ...
+    Attributes:
+        reasons: for each record None, or the reason why it cannot be used.
+        tokens: tokens of the texts that were read.
+        write: writes the result to a path, atomically.
+    """
 
-    def add(self, file: str, records: Sequence[RawRecord]) -> tuple[list[str | None], int]:
-        """Take records of a file: for each, None or the reason why it cannot be used; and the tokens that were read."""
-        ...
-
-    def write(self, path: Path) -> None:
-        """Write what was made of the shard, in one step."""
-        ...
+    reasons: list[str | None]
+    tokens: int
+    write: Callable[[Path], None]
 
 
-class _Said(NamedTuple):
-    """How far a shard is."""
+Maker: TypeAlias = Callable[[Sequence[RawRecord], str], Made]
+"""Takes the records of a shard and the name of their file."""
+
+
+class _Report(NamedTuple):
+    """What became of a shard; `failed` counts its bad records, None means that it is to be tried again."""
 
     shard: int
-    done: int = 0
-    failed: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
+    failed: int | None
+    tokens: int
+    seconds: float
 
 
 class _ShardWork:
-    """The work of an actor: reads a shard, has something made of its records, and writes that down.
+    """The work of an actor: reads a shard, has something made of its records, and writes the result and the errors.
 
-    A record that cannot be used, or that takes its actors with it, is written to the errors file. The result is written
-    last, so that a shard whose result is there is done.
+    The result is written last, so a shard that has one is finished. A shard that fails twice, by an error or because
+    its actor dies, is given up: it goes to the errors with the reason.
     """
 
     def __init__(
@@ -95,38 +97,40 @@ class _ShardWork:
         self._folder = ShardFolder(folder, suffix)
         self._root = root
 
-    def __call__(self, task: Sequence[Any]) -> Iterator[_Said]:
-        began = time.monotonic()
-        shard = Shard(*task)
-        file = os.path.relpath(shard.path, self._root)
-        attempts = self._folder.attempts(shard.number)
-        self._maker.begin()
-        records, errors, tokens = list(read(shard)), [], 0
-        size = max(1, math.ceil(len(records) / _REPORTS_PER_SHARD))
-        for start in range(0, len(records), size):
-            end = min(start + size, len(records))
-            stretches = [(start, end)]
-            if attempts.suspect(start, end):
-                stretches = [(place, place + 1) for place in range(start, end)]
-            for first, after in stretches:
-                taken = records[first:after]
-                good = [record for record in taken if isinstance(record, RawRecord)]
-                if after == first + 1 and attempts.fatal(first):
-                    reasons: list[str | None] = ["its actor died while working on it, more than once"] * len(good)
-                else:
-                    attempts.enter(first, after)
-                    reasons, read_now = self._maker.add(file, good)
-                    tokens += read_now
-                left = iter(reasons)
-                for record in taken:
-                    reason = record.reason if isinstance(record, MalformedRecord) else next(left)
-                    if reason is not None:
-                        errors.append({"file": file, "line": record.line, "id": _id(record), "reason": reason})
-            if end == len(records):
-                self._folder.write_errors(shard.number, errors)
-                self._maker.write(self._folder.result(shard.number))
-                attempts.close()
-            yield _Said(shard.number, end, len(errors), tokens, time.monotonic() - began)
+    def __call__(self, task: Sequence[Any]) -> _Report:
+        began, shard = time.monotonic(), Shard(*task)
+        failed: int | None = shard.num_records
+        tokens, reason = 0, f"its actor died {_ATTEMPTS} times"
+        attempt = self._folder.count_attempt(shard.number)
+        if attempt <= _ATTEMPTS:
+            try:
+                failed, tokens = self._finish(shard)
+                return _Report(shard.number, failed, tokens, time.monotonic() - began)
+            except Exception as error:
+                failed = None if attempt < _ATTEMPTS else failed
+                reason = f"{type(error).__name__}: {error}"
+        if failed is not None:
+            row = {"file": self._name(shard), "line": shard.line, "id": None, "records": failed, "reason": reason}
+            self._folder.write_errors(shard.number, [row])
+        return _Report(shard.number, failed, tokens, time.monotonic() - began)
+
+    def _finish(self, shard: Shard) -> tuple[int, int]:
+        """Write the errors and the result of a shard; return how many records failed, and the tokens read."""
+        records = list(read(shard))
+        made = self._maker([record for record in records if isinstance(record, RawRecord)], self._name(shard))
+        reasons = iter(made.reasons)
+        errors = []
+        for record in records:
+            reason = record.reason if isinstance(record, MalformedRecord) else next(reasons)
+            if reason is not None:
+                row = {"file": self._name(shard), "line": record.line, "id": _id(record), "reason": reason}
+                errors.append(row)
+        self._folder.write_errors(shard.number, errors)
+        made.write(self._folder.result(shard.number))
+        return len(errors), made.tokens
+
+    def _name(self, shard: Shard) -> str:
+        return os.path.relpath(shard.path, self._root)
 
 
 def _id(record: RawRecord | MalformedRecord) -> Any:
@@ -135,69 +139,84 @@ def _id(record: RawRecord | MalformedRecord) -> Any:
 
 
 def run_shards(
+    command: str,
     sources: Sequence[str | Path],
     out: str | Path,
-    *,
     make: Callable[..., Maker],
     options: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    suffix: str | None,
-    pool: Pool,
+    *,
+    suffix: str | None = None,
+    pool: Pool | None = None,
     shard_bytes: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Progress:
-    """Have something made of every shard of a data set, in one file a shard.
+    """Have something made of every shard of a data set, one file per shard.
 
     Args:
+        command: what the run does; a run is resumed only by the same command with the same options.
         sources: files, folders and glob patterns, .jsonl or .parquet.
-        out: folder for the results; one that holds the same run, interrupted, is gone on with.
+        out: folder for the results; an interrupted run in it is resumed.
         make: makes the `Maker` of an actor; a class that other processes can import.
-        options: its arguments.
-        settings: what else has to be the same when a run is gone on with.
-        suffix: of the files with results; None is that of the first source.
-        pool: where.
-        shard_bytes: bytes of input in a shard; None cuts 8 shards for every actor, of 4 KiB to 1 MiB.
-        on_progress: called before the first report of an actor and after each.
+        options: its arguments. A head set in a file is loaded here, since other machines may not have the file.
+        suffix: of the result files; None is that of the first source.
+        pool: where; None is one actor on this machine.
+        shard_bytes: bytes of input in a shard; None cuts 8 shards per actor, of 4 KiB to 256 KiB.
+        on_progress: called before the first shard and after each.
 
     Raises:
         FileNotFoundError, ValueError: sources or folder cannot be used.
-        RuntimeError: shards were not finished.
+        Exception: what `make` raised.
     """
     if shard_bytes is not None and shard_bytes < 1:
         raise ValueError(f"shard_bytes={shard_bytes}; expected 1 or more, or None")
+    pool = pool or Pool()
+    options = {**options, "heads": load_head_set(options.get("heads"))}
     files = find_files(sources)
     folder = ShardFolder(out, suffix or files[0].suffix)
     root = os.path.commonpath([file.parent for file in files])
     if shard_bytes is None:
-        total = sum(file.stat().st_size for file in files)
-        even = min(max(total // (_SHARDS_PER_ACTOR * pool.concurrency[1]), _SMALLEST), _LARGEST)
-        shard_bytes = int((folder.settings() or {}).get("shard_bytes", even))
+        size = sum(file.stat().st_size for file in files) // (_SHARDS_PER_ACTOR * pool.concurrency[1])
+        shard_bytes = int((folder.settings() or {}).get("shard_bytes", min(max(size, _SMALLEST), _LARGEST)))
     inputs = [{"file": os.path.relpath(file, root), **fingerprint(file)} for file in files]
-    folder.claim({**settings, "suffix": folder.suffix, "shard_bytes": shard_bytes, "inputs": inputs})
+    settings = {"command": command, **options, "suffix": folder.suffix, "shard_bytes": shard_bytes, "inputs": inputs}
+    folder.claim(as_json(settings))
     shards = cut(files, shard_bytes)
     left = [shard for shard in shards if not folder.result(shard.number).exists()]
     total = sum(shard.num_records for shard in shards)
     progress = Progress(total=total, before=total - sum(shard.num_records for shard in left))
-    tell = on_progress or (lambda progress: None)
-    tell(progress)
-    latest: dict[int, _Said] = {}
+    report_progress = on_progress or (lambda progress: None)
+    report_progress(progress)
+    work = {"make": make, "options": options, "folder": str(folder.folder), "suffix": folder.suffix, "root": root}
     began: float | None = None
-    work = {"make": make, "options": dict(options), "folder": str(folder.folder), "suffix": folder.suffix, "root": root}
-    for said in run(pool, _ShardWork, work, left):
-        now, earlier = _Said(*said), latest.get(said[0], _Said(said[0]))
-        latest[now.shard] = now
-        began = time.monotonic() - now.seconds if began is None else began
-        progress = replace(
-            progress,
-            done=progress.done + now.done - earlier.done,
-            failed=progress.failed + now.failed - earlier.failed,
-            tokens=progress.tokens + now.tokens - earlier.tokens,
-            busy=progress.busy + now.seconds - earlier.seconds,
-            seconds=time.monotonic() - began,
-        )
-        tell(progress)
+    while left:
+        again = []
+        for report in (_Report(*fields) for fields in run_tasks(pool, _ShardWork, work, left)):
+            began = time.monotonic() - report.seconds if began is None else began
+            if report.failed is None:
+                again.append(shards[report.shard])  # by new actors: an error of the device outlives the shard
+            progress = replace(
+                progress,
+                done=progress.done + (0 if report.failed is None else shards[report.shard].num_records),
+                failed=progress.failed + (report.failed or 0),
+                tokens=progress.tokens + report.tokens,
+                busy=progress.busy + report.seconds,
+                seconds=time.monotonic() - began,
+            )
+            report_progress(progress)
+        left = again
     folder.sweep()
-    unfinished = [shard.number for shard in left if not folder.result(shard.number).exists()]
-    if unfinished:
-        raise RuntimeError(f"{len(unfinished)} shards were not finished, {unfinished[0]} for one; run the same again")
     return progress
+
+
+def load_head_set(heads: Any) -> Any:
+    """A head set that is named by a .json file; any other choice of heads as it is."""
+    return HeadSet.load(heads) if isinstance(heads, str | Path) and str(heads).endswith(".json") else heads
+
+
+def as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON values, to compare a run with the one that it resumes."""
+    return dict(json.loads(json.dumps(options, default=_json_value)))
+
+
+def _json_value(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, HeadSet) else str(value)

@@ -1,15 +1,15 @@
-"""A data set cut into shards, and the folder that a run over them writes: a file a shard.
+"""A data set cut into shards, and the folder that a run over them writes: one file per shard.
 
-A shard is a stretch of a JSONL or Parquet file that is worked on, written and redone as one; what is finished is seen
-and never done again.
+A shard is a range of a JSONL or Parquet file that is processed, written and redone as a whole. A finished one is never
+done again.
 
-JSONL is cut where a line ends, Parquet inside its row groups, so that whoever has the shard reads it without the rest.
-Shards are cut by bytes, not by records: a model's work goes by the length of texts.
+JSONL is cut at line ends, Parquet inside its row groups, so a worker reads its shard without the rest of the file.
+Shards are cut by bytes, not by records, because a model's work grows with the length of texts.
 
-part-000012.jsonl           what was made of shard 12; it appears whole, and last of all that the shard leaves
-_errors/part-000012.jsonl   its records that could not be used, each with the reason
-_attempts/part-000012.json  where in the shard its worker stands, while it is being worked on
-_run.json                   what the run was begun with: the same command goes on with it, another is refused
+part-000012.jsonl           what was made of shard 12; written atomically, and last
+_errors/part-000012.jsonl   its records that could not be used, or the shard itself, with the reason
+_attempts/part-000012       a byte for each time that a worker began the shard in this run
+_run.json                   the options of the run: the same ones resume it, others are refused
 """
 
 import glob
@@ -27,15 +27,15 @@ SUFFIXES = (".jsonl", ".parquet")
 
 
 class Shard(NamedTuple):
-    """A stretch of one file.
+    """A range of one file.
 
     Attributes:
-        number: place among all shards of the data set, from 0.
+        number: index among all shards of the data set.
         path: the file.
         start: first byte (JSONL) or row (Parquet), from 0.
         end: the byte or row after the last.
         line: line (JSONL) or row (Parquet) of its first record, from 1.
-        num_records: records in it; blank lines are none.
+        num_records: records in it; blank lines do not count.
     """
 
     number: int
@@ -47,15 +47,15 @@ class Shard(NamedTuple):
 
 
 def find_files(sources: Sequence[str | Path]) -> list[Path]:
-    """The files that names, folders and glob patterns stand for, each once, those of one source ordered by name.
+    """The files that names, folders and glob patterns match, each once, sorted by name within a source.
 
-    In folders, names that begin with . or _ are passed over.
+    In folders, names that begin with . or _ are skipped.
 
     Raises:
-        FileNotFoundError: a source that stands for nothing.
+        FileNotFoundError: a source that matches nothing.
         ValueError: a file that is neither .jsonl nor .parquet.
     """
-    found: dict[Path, None] = {}
+    matched: dict[Path, None] = {}
     for source in sources:
         path = Path(source)
         if path.is_dir():
@@ -64,15 +64,15 @@ def find_files(sources: Sequence[str | Path]) -> list[Path]:
             files = [path] if path.exists() else sorted(Path(name) for name in glob.glob(str(source), recursive=True))
         if not files:
             raise FileNotFoundError(f"{source}: no file there; expected .jsonl or .parquet, a folder or a pattern")
-        found |= dict.fromkeys(file.absolute() for file in files)
-    for file in found:
+        matched |= dict.fromkeys(file.absolute() for file in files)
+    for file in matched:
         if file.suffix not in SUFFIXES:
             raise ValueError(f"{file}: unknown kind of file; expected .jsonl (unpacked) or .parquet")
-    return list(found)
+    return list(matched)
 
 
 def fingerprint(file: Path) -> dict[str, Any]:
-    """Size and a digest of both ends of a file: enough to see that a rerun is over the same data."""
+    """Size and a digest of both ends of a file: enough to see that a resumed run reads the same data."""
     size, sample = file.stat().st_size, 2**16
     with file.open("rb") as stream:
         digest = hashlib.sha256(stream.read(sample))
@@ -82,20 +82,20 @@ def fingerprint(file: Path) -> dict[str, Any]:
 
 
 def cut(files: Sequence[Path], shard_bytes: int) -> list[Shard]:
-    """Shards of about this many bytes of input, at least one record each. The same input is always cut alike.
+    """Cut files into shards of about this many bytes, at least one record each. The same files give the same shards.
 
     Raises:
         OSError, ValueError: a file that cannot be read.
     """
     shards: list[Shard] = []
     for file in files:
-        stretches = _cut_parquet(file, shard_bytes) if file.suffix == ".parquet" else _cut_lines(file, shard_bytes)
-        shards += [Shard(number, str(file), *found) for number, found in enumerate(stretches, start=len(shards))]
+        ranges = _cut_parquet(file, shard_bytes) if file.suffix == ".parquet" else _cut_lines(file, shard_bytes)
+        shards += [Shard(number, str(file), *fields) for number, fields in enumerate(ranges, start=len(shards))]
     return shards
 
 
 def read(shard: Shard) -> Iterator[RawRecord | MalformedRecord]:
-    """The records of a shard, each with its line, or with its row in a Parquet file, from 1."""
+    """The records of a shard, each with its line (JSONL) or row (Parquet), from 1."""
     path = Path(shard.path)
     return _read_rows(path, shard) if path.suffix == ".parquet" else _read_lines(path, shard)
 
@@ -122,7 +122,7 @@ def _read_lines(path: Path, shard: Shard) -> Iterator[RawRecord | MalformedRecor
         while left > 0:
             raw = stream.readline()
             if not raw:
-                raise ValueError(f"{path} ends before byte {shard.end}; expected it as it was when it was cut")
+                raise ValueError(f"{path} ends before byte {shard.end}; expected it as it was when the run started")
             left -= len(raw)
             if not raw.isspace():
                 yield _parsed(path, line, raw)
@@ -155,13 +155,13 @@ def _read_rows(path: Path, shard: Shard) -> Iterator[RawRecord | MalformedRecord
     row = group = 0
     while row + file.metadata.row_group(group).num_rows <= shard.start:
         row, group = row + file.metadata.row_group(group).num_rows, group + 1
-    # Rows of the group before the shard have to be decoded to be passed over, a few at a time.
+    # Rows of the group before the shard are decoded and skipped, a few at a time.
     for batch in file.iter_batches(batch_size=shard.num_records, row_groups=[group]):
         if row + len(batch) > shard.start:
-            for place, found in enumerate(batch.to_pylist(), start=row):
-                if shard.start <= place < shard.end:
-                    # What JSON has no word for (dates, decimals) is read as text.
-                    yield RawRecord(place + 1, json.loads(json.dumps(found, default=str)))
+            for index, value in enumerate(batch.to_pylist(), start=row):
+                if shard.start <= index < shard.end:
+                    # Types that JSON lacks (dates, decimals) become text.
+                    yield RawRecord(index + 1, json.loads(json.dumps(value, default=str)))
         row += len(batch)
         if row >= shard.end:
             return
@@ -175,15 +175,12 @@ def _open_parquet(file: Path) -> Any:
         raise ValueError(f"{file} is not a whole Parquet file: {error}") from error
 
 
-_FATAL = 2  # workers that a record may take with it before it is given up
-
-
 class ShardFolder:
-    """Names, claims and leftovers of the files of a run.
+    """Names, settings and leftovers of the files of a run.
 
     Args:
         folder: made if need be.
-        suffix: of the files with results.
+        suffix: of the result files.
     """
 
     def __init__(self, folder: str | Path, suffix: str) -> None:
@@ -198,12 +195,8 @@ class ShardFolder:
         """The file with the records of a shard that could not be used."""
         return self.folder / "_errors" / f"part-{number:06d}.jsonl"
 
-    def attempts(self, number: int) -> "Attempts":
-        """What happened to the workers that had a shard before."""
-        return Attempts(self.folder / "_attempts" / f"part-{number:06d}.json")
-
     def settings(self) -> dict[str, Any] | None:
-        """What the run was begun with; None where none was.
+        """The options of the run in this folder; None if there is none.
 
         Raises:
             ValueError: the folder holds something else.
@@ -219,70 +212,41 @@ class ShardFolder:
             raise ValueError(f"{run} cannot be read ({error}); write to another folder") from error
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Begin a run with these settings, or go on with one that was begun with the same.
+        """Start a run with these settings (JSON values), or resume one that was started with the same.
 
         Raises:
-            ValueError: it was begun with others; the message names the first that differs, and both values.
+            ValueError: it was started with others; the message names the first that differs, and both values.
         """
-        wanted = json.loads(json.dumps(settings))
-        begun = self.settings()
-        if begun is None:
+        started = self.settings()
+        if started is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / "_run.json", json.dumps(wanted, indent=1) + "\n")
-            begun = wanted
-        for name, value in wanted.items():
-            if value != begun.get(name):
+            write_text(self.folder / "_run.json", json.dumps(settings, indent=1) + "\n")
+            started = dict(settings)
+        for name, value in settings.items():
+            if value != started.get(name):
                 raise ValueError(
-                    f"{self.folder} was begun with {name} {begun.get(name)!r:.200}, this run has {value!r:.200}; go on "
-                    "with the same, or write to another folder"
+                    f"{self.folder} was started with {name} {started.get(name)!r:.200}, this run has {value!r:.200}; "
+                    "resume it with the same options, or write to another folder"
                 )
-        for folder in (self.folder / "_errors", self.folder / "_attempts"):
-            folder.mkdir(exist_ok=True)
+        for folder in ("_errors", "_attempts"):
+            (self.folder / folder).mkdir(exist_ok=True)
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove what workers that were killed have left half written."""
-        for folder in (self.folder, self.folder / "_errors", self.folder / "_attempts"):
-            for file in folder.glob(".qrhead-*.tmp"):
+        """Forget attempts, and remove what killed workers left half written."""
+        for pattern in (".qrhead-*.tmp", "_errors/.qrhead-*.tmp", "_attempts/part-*"):
+            for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
 
+    def count_attempt(self, number: int) -> int:
+        """Note in a file that a worker begins a shard; returns how often that happened in this run."""
+        with (self.folder / "_attempts" / f"part-{number:06d}").open("ab") as file:
+            file.write(b".")
+            return file.tell()
+
     def write_errors(self, number: int, errors: Sequence[Mapping[str, Any]]) -> None:
-        """Write the records of a shard that could not be used; no file where there are none."""
-        file = self.errors(number)
+        """Write the records of a shard that could not be used; no file if there are none."""
         if errors:
-            write_json_lines(file, errors)
+            write_json_lines(self.errors(number), errors)
         else:
-            file.unlink(missing_ok=True)
-
-
-class Attempts:
-    """Where in a shard a worker stands, kept in a file that outlives it.
-
-    A record can take its worker with it (memory runs out, the driver of the device crashes), again and again. The next
-    worker finds the stretch where the last one died and takes its records singly; one that took two workers with it
-    alone is given up.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._deaths: dict[str, int] = {}
-        if file.exists():
-            found = parse_json(file.read_text(encoding="utf-8"))
-            at = found["at"]
-            self._deaths = found["deaths"] | {at: found["deaths"].get(at, 0) + 1}
-
-    def enter(self, start: int, end: int) -> None:
-        """Note that records `start` to `end` (exclusive) come next."""
-        write_text(self._file, json.dumps({"at": f"{start}-{end}", "deaths": self._deaths}))
-
-    def suspect(self, start: int, end: int) -> bool:
-        """Whether a worker died within this stretch."""
-        return f"{start}-{end}" in self._deaths
-
-    def fatal(self, place: int) -> bool:
-        """Whether this record alone has taken so many workers with it that it is given up."""
-        return self._deaths.get(f"{place}-{place + 1}", 0) >= _FATAL
-
-    def close(self) -> None:
-        """Forget everything: the shard is done."""
-        self._file.unlink(missing_ok=True)
+            self.errors(number).unlink(missing_ok=True)

@@ -64,25 +64,27 @@ def retriever(folder):
 
 @pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
 def test_json_is_the_ranking_of_the_library(folder, texts, mode):
-    found = ranked(folder, QUERY, texts, "--mode", mode)
+    result = ranked(folder, QUERY, texts, "--mode", mode)
     expected = QRRetriever.from_pretrained(folder, heads=[(1, 0), (2, 1)], device="cpu", mode=mode).rank(QUERY, TEXTS)
-    assert [entry["index"] for entry in found["documents"]] == [entry.index for entry in expected]
-    assert [entry["score"] for entry in found["documents"]] == pytest.approx([entry.score for entry in expected])
-    assert [entry["text"] for entry in found["documents"]] == [entry.passage.text for entry in expected]
-    assert found["mode"] == mode
-    assert found["heads"] == [[1, 0], [2, 1]]
+    assert [entry["index"] for entry in result["documents"]] == [entry.index for entry in expected]
+    assert [entry["score"] for entry in result["documents"]] == pytest.approx([entry.score for entry in expected])
+    assert [entry["text"] for entry in result["documents"]] == [entry.passage.text for entry in expected]
+    assert result["mode"] == mode
+    assert result["heads"] == [[1, 0], [2, 1]]
 
 
 def test_lines_are_those_of_the_file_although_blank_ones_are_no_documents(folder, texts):
-    found = ranked(folder, QUERY, texts)
-    assert {entry["line"]: entry["text"] for entry in found["documents"]} == dict(zip([1, 3, 4, 5], TEXTS, strict=True))
+    result = ranked(folder, QUERY, texts)
+    assert {entry["line"]: entry["text"] for entry in result["documents"]} == dict(
+        zip([1, 3, 4, 5], TEXTS, strict=True)
+    )
 
 
 def test_jsonl_keeps_title_id_and_the_rest_as_metadata(folder, records, retriever):
-    found = ranked(folder, QUERY, records)["documents"]
+    documents = ranked(folder, QUERY, records)["documents"]
     passages = [Passage(text=text, title=f"Day {n}") for n, text in enumerate(TEXTS)]
-    assert [entry["index"] for entry in found] == [entry.index for entry in retriever.rank(QUERY, passages)]
-    for entry in found:
+    assert [entry["index"] for entry in documents] == [entry.index for entry in retriever.rank(QUERY, passages)]
+    for entry in documents:
         assert (entry["title"], entry["id"]) == (f"Day {entry['index']}", str(entry["index"]))
         assert entry["metadata"] == {"page": entry["index"] * 10}
 
@@ -106,25 +108,27 @@ def test_layout_and_instruction_reach_the_prompt(folder, texts):
 
     plain = [entry["score"] for entry in ranked(folder, QUERY, texts)["documents"]]
     turned = [entry["score"] for entry in ranked(folder, QUERY, texts, "--layout", "reversed")["documents"]]
-    told = [entry["score"] for entry in ranked(folder, QUERY, texts, "--instruction", "Find the ship.")["documents"]]
+    instructed = [
+        entry["score"] for entry in ranked(folder, QUERY, texts, "--instruction", "Find the ship.")["documents"]
+    ]
     assert plain == scores()
     assert turned == scores(layout="reversed")
-    assert told == scores(instruction="Find the ship.")
+    assert instructed == scores(instruction="Find the ship.")
     assert plain != turned
-    assert plain != told
+    assert plain != instructed
 
 
 @pytest.mark.parametrize("arguments", [(), ("--format", "txt")])
 def test_stdin_is_text_with_a_document_a_line(folder, arguments):
-    found = ranked(folder, QUERY, "-", *arguments, stdin="\n".join(TEXTS))
-    assert sorted(entry["text"] for entry in found["documents"]) == sorted(TEXTS)
+    result = ranked(folder, QUERY, "-", *arguments, stdin="\n".join(TEXTS))
+    assert sorted(entry["text"] for entry in result["documents"]) == sorted(TEXTS)
 
 
 def test_stdin_takes_json_lines(folder):
-    found = ranked(
+    result = ranked(
         folder, QUERY, "-", "--format", "jsonl", stdin='{"text": "a\\u2028b"}\r\n\n{"text": "فجر 🚢", "id": "x"}'
     )
-    assert {(entry["line"], entry["text"], entry.get("id")) for entry in found["documents"]} == {
+    assert {(entry["line"], entry["text"], entry.get("id")) for entry in result["documents"]} == {
         (1, "a\u2028b", None),
         (3, "فجر 🚢", "x"),
     }
@@ -187,7 +191,7 @@ def test_a_list_longer_than_the_context_is_ranked_with_one_line_of_warning(folde
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "said"),
+    ("arguments", "stdin", "message"),
     [
         ((QUERY, "nowhere.txt"), None, "nowhere.txt: No such file"),
         ((QUERY, "log.pdf"), None, "expected .txt or .jsonl, or say --format"),
@@ -215,10 +219,10 @@ def test_a_list_longer_than_the_context_is_ranked_with_one_line_of_warning(folde
         ((QUERY, "-", "--instruction", ""), "a ship", "at least 1 character"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(folder, arguments, stdin, said):
+def test_bad_input_gets_one_line_and_exit_code_2(folder, arguments, stdin, message):
     result = invoke("rank", *arguments, "--model", folder, stdin=stdin)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stderr.startswith("qrhead: ")
     assert result.stderr.count("\n") == 1
 
@@ -242,7 +246,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, texts):
     def broken(*_, **__):
         raise KeyError("a fault")
 
-    monkeypatch.setattr("qrhead_rag.cli.rank.load", broken)
+    monkeypatch.setattr("qrhead_rag.cli.options.ModelOptions.load", broken)
     result = invoke("rank", QUERY, texts)
     assert isinstance(result.exception, KeyError)
 
@@ -293,18 +297,18 @@ def test_the_handbook_answers_its_questions(handbook):
 def test_the_demo_compares_what_each_method_ranks_alone(handbook, folder):
     passages, questions = handbook[0][:6], [q for q in handbook[1] if q.relevant & {p.id for p in handbook[0][:6]}]
     retriever = QRRetriever.from_pretrained(folder, heads=[(1, 0), (2, 1)], device="cpu", mode="independent")
-    found = compare(retriever, passages, questions)
-    assert [comparison.question for comparison in found] == questions
-    assert len(found) >= 3
-    for comparison in found:
+    comparisons = compare(retriever, passages, questions)
+    assert [comparison.question for comparison in comparisons] == questions
+    assert len(comparisons) >= 3
+    for comparison in comparisons:
         query = comparison.question.query
         alone = retriever.rank(query, passages)
         assert [entry.index for entry in comparison.ranking] == [entry.index for entry in alone]
         words = BM25([passage.content for passage in passages]).best(query, len(passages))
-        assert comparison.bm25 == tuple(passages[place] for place in words)
-        for place, order in zip(comparison.ranks, (words, [entry.index for entry in alone]), strict=True):
+        assert comparison.bm25 == tuple(passages[index] for index in words)
+        for rank, order in zip(comparison.ranks, (words, [entry.index for entry in alone]), strict=True):
             relevant = [passages[index].id in comparison.question.relevant for index in order]
-            assert relevant.index(True) == place - 1
+            assert relevant.index(True) == rank - 1
 
 
 def made(words: int, heads: int) -> Comparison:
@@ -326,8 +330,8 @@ def test_the_demo_counts_all_questions():
 
 
 def test_the_demo_shows_the_greatest_gains_and_the_greatest_loss():
-    shown = select_comparisons([made(2, 1), made(10, 1), made(1, 9), made(9, 2), made(1, 2), made(5, 1)])
-    assert [comparison.question.query for comparison in shown] == ["10 1", "9 2", "5 1", "1 9"]
+    chosen = select_comparisons([made(2, 1), made(10, 1), made(1, 9), made(9, 2), made(1, 2), made(5, 1)])
+    assert [comparison.question.query for comparison in chosen] == ["10 1", "9 2", "5 1", "1 9"]
     assert len(select_comparisons([made(2, 1)])) == 1
 
 
@@ -343,7 +347,6 @@ def test_the_demo_asks_ones_own_question(folder):
     assert f"1  {best.title}" in result.stdout
 
 
-@pytest.mark.slow
 def test_the_demo_runs_whole(folder, handbook):
     result = invoke("demo", "--mode", "late", "--model", folder, "--heads", "1-0", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
@@ -371,20 +374,19 @@ def test_the_demo_without_its_extra_says_how_to_get_it(monkeypatch):
 def test_the_embedded_model_finds_the_passage_whose_words_differ(embedded):
     passages, questions = load_handbook()
     wanted = next(question for question in questions if question.query.startswith("The barge master"))
-    shown = [passage for passage in passages if passage.id in wanted.relevant] + passages[10:15]
+    candidates = [passage for passage in passages if passage.id in wanted.relevant] + passages[10:15]
     retriever = QRRetriever(embedded.model, embedded.tokenizer, mode="late", model_name=embedded.model_name)
-    assert retriever.rank(wanted.query, shown)[0].passage.id in wanted.relevant
+    assert retriever.rank(wanted.query, candidates)[0].passage.id in wanted.relevant
 
 
 def test_version_and_help():
     assert invoke("--version").stdout == f"qrhead {__version__}\n"
-    told = invoke("--help").stdout
-    assert all(f"  {command} " in told for command in ("rank", "heads", "demo"))
+    listed = invoke("--help").stdout
+    assert all(f"  {command} " in listed for command in ("rank", "heads", "demo"))
     for option in ("--top-n", "--min-share", "--max-tokens", "--explain", "--json", "--instruction", "--layout"):
         assert option in invoke("rank", "--help").stdout
 
 
-@pytest.mark.embedded
 def test_the_installed_command_ranks_with_the_embedded_model(tmp_path):
     texts = tmp_path / "station.txt"
     texts.write_text("The mast was painted in May.\nThe ferry leaves at eight.\nBears come to the bins.\n")
@@ -393,10 +395,10 @@ def test_the_installed_command_ranks_with_the_embedded_model(tmp_path):
     result = subprocess.run([script, *arguments], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    found = json.loads(result.stdout)
-    assert found["documents"][0]["line"] == 2
-    recommended = next(heads for heads in shipped_head_sets() if heads.model == found["model"] and heads.recommended)
-    assert (found["mode"], found["heads"]) == ("late", [list(head) for head in recommended.heads])
+    ranking = json.loads(result.stdout)
+    assert ranking["documents"][0]["line"] == 2
+    recommended = next(heads for heads in shipped_head_sets() if heads.model == ranking["model"] and heads.recommended)
+    assert (ranking["mode"], ranking["heads"]) == ("late", [list(head) for head in recommended.heads])
 
 
 def test_colours_reach_a_terminal(folder):
@@ -417,6 +419,6 @@ def test_json_holds_text_that_is_no_unicode(folder, tmp_path):
 def test_how_long_lists_and_documents_are_read(folder, tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("\n".join(["A ship passed the lighthouse. " * 12] * 6), encoding="utf-8")
-    asked = "rank", QUERY, str(path), "--model", folder, "--heads", "1-0,2-1", "--device", "cpu"
-    assert "in sliding windows of 2, moved by 1" in invoke(*asked, "--window", "2").stderr
-    assert "greater than or equal to 16" in invoke(*asked, "--piece-tokens", "3", "--mode", "late").stderr
+    arguments = "rank", QUERY, str(path), "--model", folder, "--heads", "1-0,2-1", "--device", "cpu"
+    assert "in sliding windows of 2, moved by 1" in invoke(*arguments, "--window", "2").stderr
+    assert "greater than or equal to 16" in invoke(*arguments, "--piece-tokens", "3", "--mode", "late").stderr

@@ -7,10 +7,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-import qrhead_rag.cli.options
 import qrhead_rag.detect.copying
 from qrhead_rag import HeadSet, QRRetriever
 from qrhead_rag.cli import app
+from qrhead_rag.cli.options import ModelOptions
 from qrhead_rag.evaluate.writer import Writer
 from tests.detect.test_detection import COPIES, FINDS, NEEDLE, hand_made, labelled
 
@@ -26,20 +26,20 @@ def data(tmp_path):
 
 @pytest.fixture(autouse=True)
 def tiny_load(monkeypatch):
-    """The hand-made model, whatever is asked for; what it was asked for is kept."""
+    """The hand-made model in place of any other; a list of what was asked for."""
     asked = []
 
-    def load(model, heads, mode, device, dtype, **options):
-        asked.append((model, heads, mode, options))
+    def load(self, heads, mode, **options):
+        asked.append((self.model, heads, mode, options))
         made, tokenizer = hand_made()
         return QRRetriever(made, tokenizer, heads=heads, mode=mode, model_name="hand-made", **options)
 
-    def load_writer(model, device, dtype, **options):
-        asked.append((model, "writer"))
+    def load_writer(self, **options):
+        asked.append((self.model, "writer"))
         return Writer(*hand_made(), **{"max_new_tokens": 2, **options})
 
-    monkeypatch.setattr(qrhead_rag.cli.options, "load", load)
-    monkeypatch.setattr(qrhead_rag.cli.options, "load_writer", load_writer)
+    monkeypatch.setattr(ModelOptions, "load", load)
+    monkeypatch.setattr(ModelOptions, "load_writer", load_writer)
     return asked
 
 
@@ -71,7 +71,7 @@ def test_detect_writes_heads_and_report_and_resumes(data, tmp_path, monkeypatch)
     assert HeadSet.load(tmp_path / "heads.json").criterion == "mass"
 
 
-def test_detect_says_that_it_can_be_taken_up_again(data, tmp_path, monkeypatch):
+def test_an_interrupted_detection_is_resumed(data, tmp_path, monkeypatch):
     run_one, done = QRRetriever.head_scores, []
 
     def interrupted(self, query, documents):
@@ -84,7 +84,7 @@ def test_detect_says_that_it_can_be_taken_up_again(data, tmp_path, monkeypatch):
     command = ["detect", str(data), "--scores", str(tmp_path / "s"), "--out", str(tmp_path / "h.json")]
     stopped = run(app, command)
     assert stopped.exit_code == 130
-    assert "the same command goes on from here" in stopped.stderr
+    assert "run the same command again to resume" in stopped.stderr
     assert not (tmp_path / "h.json").exists()
     assert run(app, command).exit_code == 0
     assert len(done) == 4 + 7  # of ten examples three were there
@@ -100,7 +100,7 @@ def test_detect_on_two_data_sets_of_parts(data, tmp_path, tiny_load):
     assert done.exit_code == 0, done.output
     assert tiny_load[0][1:3] == ("all", "late")
     report = json.loads((tmp_path / "r" / "detection.json").read_text())
-    used = {one["name"]: one["ids"] for one in report["data"]}
+    used = {listed["name"]: listed["ids"] for listed in report["data"]}
     assert set(used) == {"marks", "others"}
     assert used["marks"] == used["others"]
     assert all(int(name[1:]) % 2 == 1 for name in used["marks"])
@@ -141,22 +141,22 @@ def test_malformed_records_are_listed_one_a_line(data, tmp_path):
 
 def test_evaluate_compares_methods(data, tmp_path, tiny_load):
     heads = HeadSet(model="hand-made", num_layers=3, num_heads=4, heads=(FINDS,))
-    heads.save(tmp_path / "found.json")
-    found = str(tmp_path / "found.json")
+    heads.save(tmp_path / "mine.json")
+    mine = str(tmp_path / "mine.json")
     command = [
         "evaluate",
         str(data),
         "--methods",
-        f"random,bm25,all,1-2,1-3,{found}@late",
+        f"random,bm25,all,1-2,1-3,{mine}@late",
         "--compare",
-        f"{found}@late,random",
+        f"{mine}@late,random",
     ]
     command += ["--order", "shuffled", "--metrics", "nDCG@10,RR", "--out", str(tmp_path / "out.json")]
     done = run(app, [*command, "--queries", str(tmp_path / "queries.jsonl")])
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "out.json").read_text())
-    means = {one["method"]: one["metrics"]["RR"]["mean"] for one in report["methods"]}
-    assert means["1-2,1-3"] == means[f"{found}@late"] == 1.0
+    means = {method["method"]: method["metrics"]["RR"]["mean"] for method in report["methods"]}
+    assert means["1-2,1-3"] == means[f"{mine}@late"] == 1.0
     assert means["random"] < 1.0
     assert (report["order"], report["num_examples"], report["data"]) == ("shuffled", 10, "marks.jsonl")
     assert len((tmp_path / "queries.jsonl").read_text().splitlines()) == 5 * 10

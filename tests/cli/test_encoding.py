@@ -10,9 +10,9 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-import qrhead_rag.cli.options
 from qrhead_rag import QRRetriever
 from qrhead_rag.cli import app, output
+from qrhead_rag.cli.options import ModelOptions
 from tests.detect.test_detection import hand_made, labelled
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -33,7 +33,7 @@ COMMANDS = {
 def files(tmp_path, monkeypatch):
     """The model and the files that the commands name; `detect` gets the hand-made model, which finds something."""
 
-    def load(model, heads, mode, device, dtype, **options):
+    def load(self, heads, mode, **options):
         return QRRetriever(*hand_made(), heads=heads, mode=mode, model_name="hand-made", **options)
 
     def prepare(command):
@@ -43,7 +43,7 @@ def files(tmp_path, monkeypatch):
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
         if command == "detect":
             lines = [labelled(number).model_dump_json() for number in range(5)]
-            monkeypatch.setattr(qrhead_rag.cli.options, "load", load)
+            monkeypatch.setattr(ModelOptions, "load", load)
         (tmp_path / "灯.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
     monkeypatch.chdir(tmp_path)

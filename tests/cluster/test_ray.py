@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 
 from qrhead_rag import HeadSet, Passage, QRRetriever
 from qrhead_rag.cli import app
-from qrhead_rag.cluster.pool import Pool, _Worker, run, said
-from qrhead_rag.cluster.rank import RankedList, RankLists, rank_dataset
+from qrhead_rag.cluster.pool import Pool, run_tasks
+from qrhead_rag.cluster.rank import RankLists, rank_dataset
+from qrhead_rag.cluster.run import Made, run_shards
+from qrhead_rag.files import write_json_lines
 from qrhead_rag.ranking.encoded import EncodedPassages
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -34,8 +36,8 @@ LISTS = [
         "id": number if number % 2 else f"list {number}",
         "query": f"which {text(number, 2)}",
         "documents": [
-            text(number + place, 3 + place) if place % 2 else {"text": text(number * place), "title": "T", "id": place}
-            for place in range(number % 5 + 1)
+            text(number + n, 3 + n) if n % 2 else {"text": text(number * n), "title": "T", "id": n}
+            for n in range(number % 5 + 1)
         ],
     }
     for number in range(40)
@@ -116,7 +118,7 @@ def ranked(model, data, pool, tmp_path_factory):
     assert (done.total, done.before, done.done, done.failed) == (45, 0, 45, 5)
     assert progress[0].done == 0
     assert progress[-1] == done
-    assert sorted(one.done for one in progress) == [one.done for one in progress]
+    assert sorted(step.done for step in progress) == [step.done for step in progress]
     assert done.tokens > 45 * 10
     assert min(done.records_per_second, done.tokens_per_second, done.tokens_per_actor_second) > 0
     return out
@@ -126,28 +128,32 @@ def rows(folder):
     return [json.loads(line) for file in sorted(folder.glob("part-*")) for line in file.read_text().splitlines()]
 
 
-def assert_serial(found, serial, **options):
-    assert len(found) == len(LISTS)
-    for row, given in zip(found, LISTS, strict=True):
-        expected = serial(given, **options)
-        assert row["id"] == given["id"]
-        assert row["ranking"] == [one.index for one in expected]
-        assert row["scores"] == [one.score for one in expected]
-        assert row["documents"] == [one.passage.id for one in expected]
+def assert_serial(written, serial, **options):
+    assert len(written) == len(LISTS)
+    for row, record in zip(written, LISTS, strict=True):
+        expected = serial(record, **options)
+        assert row["id"] == record["id"]
+        assert row["ranking"] == [ranked.index for ranked in expected]
+        assert row["scores"] == [ranked.score for ranked in expected]
+        assert row["documents"] == [ranked.passage.id for ranked in expected]
         assert (row["windowed"], row["truncated"]) == (False, [])
 
 
 def test_two_actors_give_the_serial_result_in_the_order_of_the_input(ranked, serial, data):
-    found = rows(ranked)
-    assert_serial(found, serial)
-    for row in found:
+    written = rows(ranked)
+    assert_serial(written, serial)
+    for row in written:
         line = (data / row["file"]).read_bytes().split(b"\n")[row["line"] - 1]
         assert json.loads(line)["id"] == row["id"]
 
 
-def test_poisoned_records_are_written_down_with_file_line_and_reason(ranked):
-    found = [json.loads(line) for file in sorted(ranked.glob("_errors/*")) for line in file.read_text().splitlines()]
-    assert [(error["file"], error["line"], error["reason"].split(";")[0].split(" (")[0]) for error in found] == [
+def errors_in(folder):
+    return [json.loads(line) for file in sorted(folder.glob("_errors/*")) for line in file.read_text().splitlines()]
+
+
+def test_bad_records_go_to_the_errors_with_file_line_and_reason(ranked):
+    errors = errors_in(ranked)
+    assert [(error["file"], error["line"], error["reason"].split(";")[0].split(" (")[0]) for error in errors] == [
         ("a.jsonl", 3, "document 0: found a JSON int"),
         ("a.jsonl", 6, "not UTF-8"),
         ("a.jsonl", 12, "query is blank"),
@@ -159,8 +165,8 @@ def test_poisoned_records_are_written_down_with_file_line_and_reason(ranked):
 
 
 def actors():
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if process.name().startswith("ray::MapWorker")]
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if process.name().startswith("ray::MapWorker")]
 
 
 def test_a_rerun_redoes_what_is_missing_and_a_killed_actor_loses_nothing(ranked, model, data, pool, serial):
@@ -187,7 +193,7 @@ def test_a_rerun_redoes_what_is_missing_and_a_killed_actor_loses_nothing(ranked,
     # all is done: no actor is started
     done = rank_dataset([str(data / "*.jsonl")], ranked, model=model, heads=HEADS, pool=pool)
     assert (done.before, done.done) == (45, 0)
-    with pytest.raises(ValueError, match="was begun with heads"):
+    with pytest.raises(ValueError, match="was started with heads"):
         rank_dataset([str(data / "*.jsonl")], ranked, model=model, heads="all", pool=pool)
 
 
@@ -209,11 +215,11 @@ def test_the_command_ranks_parquet_and_says_how_fast(model, pool, serial, tmp_pa
     assert "40 of 40 lists in" in result.stderr
     assert "lists/s" in result.stderr
     assert "tokens/s an actor" in result.stderr
-    found = [row for file in sorted((tmp_path / "out").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-    for row, given in zip(found, records, strict=True):
-        expected = serial(given, top_n=2, order="original")
-        assert (row["id"], row["ranking"]) == (given["id"], [one.index for one in expected])
-        assert row["scores"] == [one.score for one in expected]
+    written = [row for file in sorted((tmp_path / "out").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    for row, record in zip(written, records, strict=True):
+        expected = serial(record, top_n=2, order="original")
+        assert (row["id"], row["ranking"]) == (record["id"], [ranked.index for ranked in expected])
+        assert row["scores"] == [ranked.score for ranked in expected]
 
 
 def test_shards_of_encoded_documents_load_as_one_list(model, pool, tmp_path):
@@ -260,14 +266,14 @@ def test_shards_of_encoded_documents_load_as_one_list(model, pool, tmp_path):
 
 
 def test_detection_on_actors_records_the_same_files_and_finds_the_same_heads(model, pool, tmp_path):
-    for name, numbers in {"one": range(12), "two": range(8, 17)}.items():
+    for name, numbers in {"first": range(12), "second": range(8, 17)}.items():
         documents = [[text(n * k + 1) for k in range(3)] for n in numbers]
         lines = [
             {"query": f"which {text(n, 2)}", "documents": d, "relevant": [1]}
             for n, d in zip(numbers, documents, strict=True)
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    data = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl"), "--model", model, "--device", "cpu"]
+    data = [str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl"), "--model", model, "--device", "cpu"]
 
     def detect(name, *arguments):
         files = ["--out", str(tmp_path / f"{name}.json"), "--scores", str(tmp_path / name), "--num-heads", "2"]
@@ -278,8 +284,8 @@ def test_detection_on_actors_records_the_same_files_and_finds_the_same_heads(mod
         }
 
     heads, recorded = detect("here")
-    found, away = detect("away", "--ray", "--concurrency", "2")
-    assert found == heads
+    heads_away, away = detect("away", "--ray", "--concurrency", "2")
+    assert heads_away == heads
     assert away.keys() == recorded.keys()
     for name, scores in recorded.items():
         torch.testing.assert_close(away[name], scores)
@@ -297,7 +303,7 @@ def test_the_batch_actor_works_in_a_pipeline_of_ones_own(model, pool, serial):
     table = pa.concat_tables(
         [table, pa.Table.from_pylist([{"key": 40, "query": "", "documents": ["a"]}], table.schema)]
     )
-    found = (
+    batches = (
         ray.data.from_arrow(table)
         .map_batches(
             RankLists,
@@ -308,60 +314,65 @@ def test_the_batch_actor_works_in_a_pipeline_of_ones_own(model, pool, serial):
         )
         .take_all()
     )
-    found.sort(key=lambda row: row["key"])
-    assert found[40]["error"].startswith("query is blank")
-    assert (list(found[40]["ranking"]), list(found[40]["scores"])) == ([], [])
-    for row in found[:40]:
+    batches.sort(key=lambda row: row["key"])
+    assert batches[40]["error"].startswith("query is blank")
+    assert (list(batches[40]["ranking"]), list(batches[40]["scores"])) == ([], [])
+    for row in batches[:40]:
         expected = serial({"query": row["query"], "documents": list(row["documents"])}, top_n=3)
         assert row["error"] is None
-        assert list(row["ranking"]) == [one.index for one in expected]
-        assert list(row["scores"]) == [one.score for one in expected]
+        assert list(row["ranking"]) == [ranked.index for ranked in expected]
+        assert list(row["scores"]) == [ranked.score for ranked in expected]
 
 
-@pytest.mark.parametrize("mode", ["independent", "late"])
-def test_lists_that_run_together_score_as_alone(model, mode):
-    options = {"heads": HEADS, "device": "cpu", "mode": mode, "key_dtype": "float32"}
-    values = [*LISTS[:12], {"query": "q"}, *LISTS[12:20]]
-    alone = RankLists(model, **options).rank_all(values)
-    for limits in ({"batch_tokens": 200}, {"batch_tokens": 10**6}, {"batch_tokens": 200, "cache_bytes": 10}):
-        together = RankLists(model, **options, **limits).rank_all(values)
-        for one, other in zip(alone, together, strict=True):
-            assert type(one) is type(other)
-            if isinstance(one, RankedList):
-                assert one.record == other.record
-                scores = {ranked.index: ranked.score for ranked in other.ranking}
-                assert [scores[ranked.index] for ranked in one.ranking] == pytest.approx(
-                    [ranked.score for ranked in one.ranking], abs=1e-5
-                )
-
-
-def test_a_list_that_no_model_can_rank_is_told_from_a_model_that_ranks_none(model, monkeypatch):
+def test_an_error_of_the_model_is_no_error_of_the_list(model, monkeypatch):
     lists = RankLists(model, heads=HEADS, device="cpu")
-    rank = lists._retriever.rank
+    record = {"query": "the ship", "documents": ["a", "b"]}
 
-    def breaks_on(word):
-        def broken(query, documents, **options):
-            if word in query:
-                raise RuntimeError("out of memory")
-            return rank(query, documents, **options)
+    def fail_with(error):
+        def rank(*_, **__):
+            raise error
 
-        monkeypatch.setattr(lists._retriever, "rank", broken)
+        monkeypatch.setattr(lists._retriever, "rank", rank)
 
-    breaks_on("harbour")
-    values = [{"query": "the harbour", "documents": ["a"]}, {"query": "the ship", "documents": ["a", "b"]}]
-    bad, good = lists.rank_all(values)
-    assert bad == "RuntimeError: out of memory"
-    assert isinstance(good, RankedList)
-    breaks_on("")
-    with pytest.raises(RuntimeError, match="out of memory"):
-        lists.rank_all(values)
+    fail_with(torch.OutOfMemoryError("the list is too long for this device"))
+    assert lists.rank_list(record) == "the list is too long for this device"
+    fail_with(RuntimeError("the device is gone"))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        lists.rank_list(record)
 
 
-def test_batches_of_another_kind_and_options_without_meaning_are_refused(model):
+class Moody:
+    """Copies the values of a shard, or fails, or takes its process with it."""
+
+    def __init__(self, heads):
+        pass
+
+    def __call__(self, records, file):
+        values = [record.value for record in records]
+        if "kills" in values:
+            os.kill(os.getpid(), 9)
+        if "fails" in values:
+            raise KeyError("the device is gone")
+        return Made([None] * len(values), len(values), lambda path: write_json_lines(path, values))
+
+
+def test_a_shard_that_fails_twice_goes_to_the_errors_and_the_run_goes_on(pool, tmp_path):
+    values = [*range(5), "fails", *range(6, 11), "kills", *range(12, 16)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values))
+
+    source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    done = run_shards("copy", [source], out, Moody, {"heads": None}, pool=pool, shard_bytes=1)
+    assert (done.total, done.done, done.failed) == (16, 16, 2)
+    assert rows(out) == [value for value in values if isinstance(value, int)]
+    assert errors_in(out) == [
+        {"file": "in.jsonl", "line": 6, "id": None, "records": 1, "reason": "KeyError: 'the device is gone'"},
+        {"file": "in.jsonl", "line": 12, "id": None, "records": 1, "reason": "its actor died 2 times"},
+    ]
+
+
+def test_batches_of_another_kind_and_options_out_of_range_are_refused(model):
     with pytest.raises(TypeError, match='a batch is dict; expected a Table: map_batches\\(batch_format="pyarrow"\\)'):
         RankLists(model, heads=HEADS)({"query": ["q"], "documents": [["a"]]})
-    with pytest.raises(ValueError, match="batch_tokens=64 means nothing to the mode listwise"):
-        RankLists(model, heads=HEADS, batch_tokens=64)
     with pytest.raises(ValueError, match="top_n=0 keeps nothing"):
         RankLists(model, heads=HEADS, selection={"top_n": 0})
     with pytest.raises(ValueError, match="concurrency=3-2; expected 1 or more, the smaller number first"):
@@ -369,7 +380,7 @@ def test_batches_of_another_kind_and_options_without_meaning_are_refused(model):
 
 
 class Echo:
-    """Says a task again, or fails."""
+    """Returns a task, or fails."""
 
     def __init__(self, missing=False):
         if missing:
@@ -378,21 +389,15 @@ class Echo:
     def __call__(self, task):
         if task == "fails":
             raise KeyError("a fault of the program")
-        yield {"task": task, "threads": torch.get_num_threads()}
+        return {"task": task, "threads": torch.get_num_threads()}
 
 
-def reports(task, **options):
-    return [said(json.loads(row["report"][0])) for row in _Worker(Echo, options, 1)({"task": [json.dumps(task)]})]
-
-
-def test_what_goes_wrong_in_an_actor_is_raised_as_what_it_is():
-    assert reports({"a": 1}) == [{"task": {"a": 1}, "threads": 1}]
-    with pytest.raises(OSError, match=r"^no such model$"):
-        reports("a", missing=True)
-    with pytest.raises(
-        RuntimeError, match=r"an actor failed; what is finished stays so\n(?s:.*)a fault of the program"
-    ):
-        reports("fails")
+def test_an_error_in_an_actor_is_raised_as_it_was(pool):
+    assert list(run_tasks(pool, Echo, {}, [{"a": 1}])) == [{"task": {"a": 1}, "threads": 2}]
+    with pytest.raises(FileNotFoundError, match=r"^no such model$"):
+        list(run_tasks(pool, Echo, {"missing": True}, ["a"]))
+    with pytest.raises(KeyError, match=r"^'a fault of the program'$"):
+        list(run_tasks(pool, Echo, {}, ["fails"]))
 
 
 def test_a_model_that_is_not_there_is_named_in_one_line(pool, data, tmp_path):
@@ -412,13 +417,13 @@ def test_a_model_that_is_not_there_is_named_in_one_line(pool, data, tmp_path):
 
 
 def test_actors_that_this_machine_cannot_hold_are_refused(pool):
-    assert list(run(pool, Echo, {}, [])) == []
+    assert list(run_tasks(pool, Echo, {}, [])) == []
     with pytest.raises(
         ValueError, match="2 actors of 2 CPUs each are wanted, this machine has 2; use fewer, or a cluster"
     ):
-        list(run(Pool(concurrency=(2, 2), cpus=2), Echo, {}, [1, 2]))
+        list(run_tasks(Pool(concurrency=(2, 2), cpus=2), Echo, {}, [1, 2]))
     with pytest.raises(ValueError, match="1 actors of 1 GPUs each are wanted, this machine has 0"):
-        list(run(Pool(gpus=1), Echo, {}, [1, 2]))
+        list(run_tasks(Pool(gpus=1), Echo, {}, [1, 2]))
 
 
 def test_lists_stream_through_an_actor_in_flat_memory(model, pool, tmp_path):
@@ -443,7 +448,7 @@ def test_lists_stream_through_an_actor_in_flat_memory(model, pool, tmp_path):
     )
     assert (done.done, done.failed) == (1200, 0)
     assert len(rows(tmp_path / "out")) == 1200
-    measured = [resident[place] for place in sorted(resident)]
+    measured = [resident[done] for done in sorted(resident)]
     assert len(measured) > 8
     assert max(measured[-3:]) < 1.03 * max(measured[:3])
 

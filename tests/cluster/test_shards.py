@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qrhead_rag.cluster.run import _ShardWork
+from qrhead_rag.cluster.run import Made, _ShardWork
 from qrhead_rag.cluster.shards import ShardFolder, cut, find_files, fingerprint, read
 from qrhead_rag.datasets.passages import list_record
 from qrhead_rag.datasets.records import RawRecord
@@ -22,11 +22,11 @@ def test_shards_hold_every_line_once_with_its_number(tmp_path, shard_bytes):
     file = tmp_path / "lists.jsonl"
     file.write_text("\ufeff" + "".join(lines).removesuffix("\n"), encoding="utf-8")
     shards = cut([file], shard_bytes)
-    found = [list(read(shard)) for shard in shards]
-    assert [shard.num_records for shard in shards] == list(map(len, found))
-    assert [record.value for records in found for record in records] == RECORDS
+    by_shard = [list(read(shard)) for shard in shards]
+    assert [shard.num_records for shard in shards] == list(map(len, by_shard))
+    assert [record.value for records in by_shard for record in records] == RECORDS
     text = file.read_text(encoding="utf-8-sig").split("\n")
-    assert all(json.loads(text[record.line - 1]) == record.value for records in found for record in records)
+    assert all(json.loads(text[record.line - 1]) == record.value for records in by_shard for record in records)
     assert len(shards) == {1: 40, 10**6: 1}.get(shard_bytes, len(shards))
 
 
@@ -40,8 +40,8 @@ def test_shards_hold_every_row_once_with_its_number(tmp_path, row_group, shard_b
     file = tmp_path / "lists.parquet"
     pq.write_table(pa.Table.from_pylist(records), file, row_group_size=row_group)
     shards = cut([file], shard_bytes)
-    found = [record for shard in shards for record in read(shard)]
-    assert [(record.line, record.value) for record in found] == list(enumerate(records, start=1))
+    read_back = [record for shard in shards for record in read(shard)]
+    assert [(record.line, record.value) for record in read_back] == list(enumerate(records, start=1))
 
 
 @given(
@@ -56,12 +56,12 @@ def test_any_cut_of_any_lines_reads_like_the_whole(tmp_path_factory, lines, shar
     assert all(isinstance(record, RawRecord) or record.reason.startswith("not ") for record in whole)
 
 
-def test_files_are_found_by_name_folder_and_pattern_each_once(tmp_path):
+def test_files_match_by_name_folder_and_pattern_each_once(tmp_path):
     names = ["b.jsonl", "a.jsonl", "c.parquet", "_errors.jsonl", ".hidden.jsonl", "notes.txt"]
     for name in names:
         (tmp_path / name).touch()
-    found = find_files([tmp_path / "b.jsonl", str(tmp_path / "*.jsonl"), tmp_path])
-    assert [file.name for file in found] == ["b.jsonl", "_errors.jsonl", "a.jsonl", "c.parquet"]
+    files = find_files([tmp_path / "b.jsonl", str(tmp_path / "*.jsonl"), tmp_path])
+    assert [file.name for file in files] == ["b.jsonl", "_errors.jsonl", "a.jsonl", "c.parquet"]
     with pytest.raises(FileNotFoundError, match=r"nothing\*: no file there; expected .jsonl or .parquet"):
         find_files([tmp_path / "nothing*"])
     with pytest.raises(ValueError, match=r"notes.txt: unknown kind of file"):
@@ -99,17 +99,17 @@ def test_a_list_record_is_read_as_people_write_them():
     assert documents[1] == {"text": "two", "title": "T", "id": 2, "page": 7}
 
 
-def test_a_run_is_gone_on_with_only_as_it_was_begun(tmp_path):
+def test_a_run_is_resumed_only_with_its_options(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("{}\n")
     settings = {"mode": "late", "inputs": [fingerprint(file)]}
     folder = ShardFolder(tmp_path / "out", ".jsonl")
     folder.claim(settings)
     folder.claim(settings)
-    with pytest.raises(ValueError, match="was begun with mode 'late', this run has 'listwise'; go on with the same"):
+    with pytest.raises(ValueError, match="was started with mode 'late', this run has 'listwise'; resume it with"):
         folder.claim(settings | {"mode": "listwise"})
     file.write_text("[]\n")
-    with pytest.raises(ValueError, match="was begun with inputs"):
+    with pytest.raises(ValueError, match="was started with inputs"):
         folder.claim(settings | {"inputs": [fingerprint(file)]})
     with pytest.raises(ValueError, match="holds something else than a run"):
         ShardFolder(tmp_path, ".jsonl").claim(settings)
@@ -123,65 +123,80 @@ class Died(BaseException):
 
 
 class Copies:
-    """Copies the values of records; some of them kill."""
+    """Copies the values of records; some of them fail or kill."""
 
-    def begin(self):
-        self.values = []
-
-    def add(self, file, records):
-        for record in records:
-            if record.value == "kills":
-                raise Died
-        self.values += [record.value for record in records if record.value != "bad"]
-        return ["is bad" if record.value == "bad" else None for record in records], len(records)
-
-    def write(self, path):
-        path.write_text(json.dumps(self.values))
-
-
-def test_a_record_that_kills_its_actors_is_given_up_and_the_rest_is_done(tmp_path):
-    values = [*range(10), "kills", "bad", *range(12, 40), "kills", 41]
-    file = tmp_path / "in.jsonl"
-    lines = [json.dumps(value) for value in values]
-    lines[20] = "{"
-    file.write_text("\n".join(lines))
-    folder = ShardFolder(tmp_path / "out", ".json")
-    folder.claim({})
-    [shard] = cut([file], 10**6)
-    deaths, reports = 0, []
-    while not folder.result(0).exists():
-        work = _ShardWork(Copies, {}, str(folder.folder), ".json", str(tmp_path))
-        try:
-            reports.append(list(work(shard)))
-        except Died:
-            deaths += 1
-            assert deaths < 10
-    assert deaths == 6  # each killer: once with others, twice alone
-    assert json.loads(folder.result(0).read_text()) == [v for v in values if isinstance(v, int) and v != 20]
-    errors = [json.loads(line) for line in folder.errors(0).read_text().splitlines()]
-    assert [(error["file"], error["line"], error["reason"].split(":")[0]) for error in errors] == [
-        ("in.jsonl", 11, "its actor died while working on it, more than once"),
-        ("in.jsonl", 12, "is bad"),
-        ("in.jsonl", 21, "not JSON"),
-        ("in.jsonl", 41, "its actor died while working on it, more than once"),
-    ]
-    [said] = reports
-    assert [(one.done, one.failed) for one in said][-1] == (42, 4)
-    assert len(said) == 7  # stretches of 6: as many reports as a run without a death
-    assert list((folder.folder / "_attempts").iterdir()) == []
-
-
-def test_a_shard_is_there_only_when_its_errors_are(tmp_path):
-    class Fails(Copies):
-        def write(self, path):
+    def __call__(self, records, file):
+        values = [record.value for record in records]
+        if "kills" in values:
             raise Died
+        if "fails" in values:
+            raise RuntimeError("no memory")
+        reasons = ["is bad" if value == "bad" else None for value in values]
+        kept = [value for value in values if value != "bad"]
+        return Made(reasons, len(values), lambda path: path.write_text(json.dumps(kept)))
 
-    file = tmp_path / "in.jsonl"
-    file.write_text('"bad"\n1\n')
-    folder = ShardFolder(tmp_path / "out", ".json")
-    folder.claim({})
-    [shard] = cut([file], 10**6)
+
+@pytest.fixture
+def shard_work(tmp_path):
+    """Makes the folder of a run over lines in one shard; returns it and a function that works on the shard."""
+
+    def make(lines, maker=Copies):
+        file = tmp_path / "in.jsonl"
+        file.write_text("\n".join(lines))
+        folder = ShardFolder(tmp_path / "out", ".json")
+        folder.claim({})
+        [shard] = cut([file], 10**6)
+        return folder, lambda: _ShardWork(maker, {}, str(folder.folder), ".json", str(tmp_path))(shard)
+
+    return make
+
+
+def errors_in(folder):
+    return [json.loads(line) for line in folder.errors(0).read_text().splitlines()]
+
+
+def test_bad_records_go_to_the_errors_with_their_reasons(shard_work):
+    folder, work = shard_work(["0", '{"id": 7}', '"bad"', "{", "", "4"])
+    assert work()[:3] == (0, 2, 4)
+    assert json.loads(folder.result(0).read_text()) == [0, {"id": 7}, 4]
+    assert [(error["file"], error["line"], error["reason"].split(":")[0]) for error in errors_in(folder)] == [
+        ("in.jsonl", 3, "is bad"),
+        ("in.jsonl", 4, "not JSON"),
+    ]
+
+
+def test_a_shard_that_fails_twice_goes_to_the_errors_with_its_reason(shard_work):
+    folder, work = shard_work(["0", '"fails"', "{"])
+    assert work()[:3] == (0, None, 0)  # to be tried again
+    assert not folder.errors(0).exists()
+    assert work()[:3] == (0, 3, 0)
+    reason = "RuntimeError: no memory"
+    assert errors_in(folder) == [{"file": "in.jsonl", "line": 1, "id": None, "records": 3, "reason": reason}]
+    assert not folder.result(0).exists()
+    folder.claim({})  # a resumed run tries it again
+    assert work()[:3] == (0, None, 0)
+
+
+def test_a_shard_whose_actor_dies_twice_goes_to_the_errors(shard_work):
+    folder, work = shard_work(["0", '"kills"'])
+    for _ in range(2):
+        with pytest.raises(Died):
+            work()
+    assert work()[:3] == (0, 2, 0)
+    assert [error["reason"] for error in errors_in(folder)] == ["its actor died 2 times"]
+    assert not folder.result(0).exists()
+
+
+def test_a_shard_has_a_result_only_if_its_errors_are_written(shard_work):
+    class Fails(Copies):
+        def __call__(self, records, file):
+            def write(path):
+                raise Died
+
+            return super().__call__(records, file)._replace(write=write)
+
+    folder, work = shard_work(['"bad"', "1"], Fails)
     with pytest.raises(Died):
-        list(_ShardWork(Fails, {}, str(folder.folder), ".json", str(tmp_path))(shard))
+        work()
     assert folder.errors(0).exists()
     assert not folder.result(0).exists()
