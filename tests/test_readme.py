@@ -61,7 +61,7 @@ def own(component, base):
         named(QRRetriever.__init__),
         named(QRRetriever.from_pretrained),
         named(QRRetriever.rank),
-        named(QRRetriever.rank_batch) | named(QRRetriever.encode),
+        named(QRRetriever.rank_lists) | named(QRRetriever.encode),
         own(LangChainReranker, BaseDocumentCompressor),
         own(LlamaIndexReranker, BaseNodePostprocessor),
         own(QRHeadMemory, Memory) | {"token_limit"},

@@ -12,7 +12,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from tokenizers import Tokenizer
@@ -135,7 +135,6 @@ class _ListText(NamedTuple):
     documents: list[tuple[int, int]]
 
 
-@dataclass(frozen=True)
 class ListLayout:
     """A list laid into the prompt up to the query span. `PromptTokenizer.lay_out` makes it.
 
@@ -145,20 +144,36 @@ class ListLayout:
         offsets: per token of `ids`, its characters relative to its document; (0, 0) outside documents.
     """
 
-    ids: list[int]
-    documents: list[Span]
-    offsets: list[tuple[int, int]]
-    _tokenizer: "PromptTokenizer" = field(repr=False, compare=False)
-    _template: PromptTemplate = field(repr=False, compare=False)
-    _null_tail: list[int] = field(repr=False, compare=False)
-    _listed: _ListText | None = field(repr=False, compare=False)  # where the tail cannot be tokenized alone
+    def __init__(self, tokenizer: "PromptTokenizer", template: PromptTemplate, contents: Sequence[str]) -> None:
+        listed = tokenizer._list_text(template, contents)
+        null = tokenizer._complete(template, listed, NULL_QUERY)
+        self.ids, self.offsets = null.ids[: null.query_start], null.offsets[: null.query_start]
+        self.documents = null.documents
+        # Some tokenizers read a text otherwise where it begins a string: they put a space before it.
+        stands_alone = null.ids[null.query_start :] == tokenizer._tail(template, NULL_QUERY)
+        self._tokenizer, self._template = tokenizer, template
+        self._listed = None if stands_alone else listed
+        self._null = null
+        self._latest = NULL_QUERY, null
+
+    def num_tokens(self, query: str | None) -> int:
+        """Tokens of the prompt of a query, or of the null query where that is longer: a list is read with both."""
+        return max(len(self.prompt(query or NULL_QUERY).ids), len(self._null.ids))
 
     def prompt(self, query: str) -> Prompt:
         """The prompt of one query: only what follows the documents is tokenized."""
+        if query == NULL_QUERY:
+            return self._null
+        if query != self._latest[0]:
+            self._latest = query, self._complete(query)
+        return self._latest[1]
+
+    def _complete(self, query: str) -> Prompt:
         if self._listed is not None:
             return self._tokenizer._complete(self._template, self._listed, query)
-        tail = self._null_tail if query == NULL_QUERY else self._tokenizer._tail(self._template, query)
-        return Prompt([*self.ids, *tail], self.documents, len(self.ids), [*self.offsets, *[(0, 0)] * len(tail)])
+        tail = self._tokenizer._tail(self._template, query)
+        offsets = [*self.offsets, *[(0, 0)] * len(tail)]
+        return Prompt([*self.ids, *tail], self.documents, len(self.ids), offsets)
 
 
 class PromptTokenizer:
@@ -195,27 +210,14 @@ class PromptTokenizer:
         ids, offsets = self._encode(text)
         return text if len(ids) <= max_tokens else text[: offsets[max_tokens][0]]
 
-    def lay_out(self, template: PromptTemplate, contents: Sequence[str]) -> "ListLayout":
+    def lay_out(self, template: PromptTemplate, contents: Sequence[str]) -> ListLayout:
         """A list laid into the prompt, tokenized once for every query that is asked of it.
 
         Args:
             template: what stands around the documents.
             contents: what stands after the label of each document.
         """
-        listed = self._list_text(template, contents)
-        null = self._complete(template, listed, NULL_QUERY)
-        tail = self._tail(template, NULL_QUERY)
-        # Some tokenizers read a text otherwise where it begins a string: they put a space before it.
-        stands_alone = null.ids[null.query_start :] == tail
-        return ListLayout(
-            ids=null.ids[: null.query_start],
-            documents=null.documents,
-            offsets=null.offsets[: null.query_start],
-            _tokenizer=self,
-            _template=template,
-            _null_tail=tail,
-            _listed=None if stands_alone else listed,
-        )
+        return ListLayout(self, template, contents)
 
     def prompt(self, template: PromptTemplate, contents: Sequence[str], query: str) -> Prompt:
         """The listwise prompt over a list of documents, tokenized as a whole.

@@ -19,7 +19,7 @@ from llama_index.postprocessor.qrhead import QRHeadMemory
 from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranker
 
 from qrhead_rag import QRRetriever
-from qrhead_rag.ranking.encoded import EncodedPassages
+from qrhead_rag.core.attention import HeadReader
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 THREADS, TASKS = 16, 32
@@ -124,13 +124,13 @@ async def longest_pause(work):
 @pytest.fixture
 def scoring_threads(monkeypatch):
     """The threads in which lists are ranked."""
-    threads, rank = set(), EncodedPassages.rank_selected
+    threads, read = set(), HeadReader.read
 
     def noting(self, *args, **options):
         threads.add(threading.get_ident())
-        return rank(self, *args, **options)
+        return read(self, *args, **options)
 
-    monkeypatch.setattr(EncodedPassages, "rank_selected", noting)
+    monkeypatch.setattr(HeadReader, "read", noting)
     return threads
 
 
