@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
+from qrhead_rag.core.scoring import Reading
 from qrhead_rag.core.selection import Order, Selection
 from qrhead_rag.ranking.context import ListState, warn_of_truncation
 from qrhead_rag.ranking.modes import new_list
@@ -146,17 +147,13 @@ class EncodedPassages:
 
     def score(self, query: str) -> list[float]:
         """s(d) of every document, in the order given. A blank one gets the lowest score of the list."""
-        query = check_query(query)
-        with self._context.lock:
-            (reading,), passages = self._list.ask([query]), self._passages
+        (reading,), passages, _ = self._ask([query])
         scores: list[float] = blank_lowest(reading.scores(len(passages))[0], passages).tolist()
         return scores
 
     def head_scores(self, query: str) -> Tensor:
         """s(d) of every document by each selected head alone. Shape: (heads, documents)"""
-        query = check_query(query)
-        with self._context.lock:
-            (reading,), passages = self._list.ask([query]), self._passages
+        (reading,), passages, _ = self._ask([query])
         return blank_lowest(reading.head_scores(len(passages)), passages)
 
     def rank(
@@ -194,12 +191,16 @@ class EncodedPassages:
         warnings.warn("rank_many is now called rank_queries", DeprecationWarning, stacklevel=2)
         return self.rank_queries(queries, **options)
 
+    def _ask(self, queries: Sequence[str]) -> tuple[list[Reading], list[Passage], frozenset[int]]:
+        """What each query finds in the list, the list as it then was, and which of its documents are cut."""
+        queries = [check_query(query) for query in queries]
+        with self._context.lock:
+            return self._list.ask(queries), self._passages, self._list.truncated
+
     def _rank(
         self, queries: Sequence[str], selection: Selection, token_counter: Callable[[str], int] | None
     ) -> list[Ranking]:
-        queries = [check_query(query) for query in queries]
-        with self._context.lock:
-            readings, passages, truncated = self._list.ask(queries), self._passages, self._list.truncated
+        readings, passages, truncated = self._ask(queries)
         counts = self._context.token_counts(passages, selection, token_counter)
         return [
             Ranking.of(

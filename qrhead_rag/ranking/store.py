@@ -31,6 +31,10 @@ class Opening:
             self._cache = self._context.reader.prefill(torch.tensor([ids]), chunk=chunk)
         return self._cache
 
+    def clear(self) -> None:
+        """Forget it, until it is needed again."""
+        self._cache = None
+
 
 @dataclass(frozen=True)
 class ListStore:
@@ -51,6 +55,11 @@ class ListStore:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return self.cache.nbytes + self.opening.nbytes
+
+    def clear(self) -> None:
+        """Forget all that was read. Lists that are in use keep what they hold."""
+        self.cache.clear()
+        self.opening.clear()
 
 
 class HasStore(Protocol):

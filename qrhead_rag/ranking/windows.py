@@ -164,4 +164,4 @@ def _slide(
         # Only after the handler is what the failed pass held let go of.
         window = max(2, min(window, num_documents) // 2)
         with store.context.lock:
-            store.cache.clear()
+            store.clear()

@@ -154,7 +154,7 @@ def test_a_stop_at_any_layer_leaves_everything_usable(model, fresh, mode, stop, 
     for number, layer in enumerate(LAYERS):
         retriever, before = make(model, mode), str(snapshot(model))
         for at, action in zip((0, 1, 2), random.Random(number).sample(list(ACTIONS.values()), 3), strict=True):
-            store_of(retriever).cache.clear()
+            store_of(retriever).clear()
             with stopped(module_of(model, layer), stop, at) as calls, pytest.raises(error) as caught:
                 action(retriever)
             assert len(calls) == at + 1
@@ -216,7 +216,7 @@ def test_an_interruption_anywhere_leaves_everything_usable(model, fresh, mode):
             action(make(model, mode))
         retriever, before = make(model, mode, cache_bytes=200_000), str(snapshot(model))
         for at in sorted(rng.sample(range(1, seen[0]), 16)):
-            store_of(retriever).cache.clear()
+            store_of(retriever).clear()
             free = True
             try:
                 with interrupted(at):

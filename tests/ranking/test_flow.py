@@ -1,6 +1,8 @@
 """How data flows through a ranking: what is tokenized, what is held, and what stays off the public face."""
 
 import pickle
+import threading
+import warnings
 
 import pytest
 
@@ -112,6 +114,42 @@ def test_the_opening_is_run_once_a_retriever(mode, monkeypatch):
         retriever.rank(QUERY, documents)
         retriever.encode(documents).rank(QUERY)
     assert run.count([opening]) == 1
+
+
+class LockTakenOnce:
+    """A lock that whoever holds it may not take again."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        assert self.lock.acquire(blocking=False), "taken again by a call that holds it"
+
+    def __exit__(self, *error):
+        self.lock.release()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_call_takes_the_lock_again(mode, tmp_path):
+    retriever = make(mode, context_length=2000)
+    object.__setattr__(store_of(retriever).context, "lock", LockTakenOnce())
+    retriever.rank(QUERY, DOCUMENTS[:9], max_tokens=100)
+    retriever.score(QUERY, DOCUMENTS[:9])
+    retriever.head_scores(QUERY, DOCUMENTS[:9])
+    retriever.rank_lists([QUERY], [DOCUMENTS[:9]])
+    assert retriever.needs_windows(QUERY, DOCUMENTS) == (mode == "listwise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert retriever.rank(QUERY, DOCUMENTS, max_tokens=100).windowed == (mode == "listwise")
+    encoded = retriever.encode(DOCUMENTS[:9])
+    encoded.extend(["One more."])
+    encoded.remove(0)
+    encoded.rank_queries([QUERY, "what?"], max_tokens=100)
+    assert (len(encoded.score(QUERY)), encoded.head_scores(QUERY).shape[1]) == (9, 9)
+    assert encoded.nbytes > retriever.count_tokens(QUERY)
+    if mode == "late":
+        encoded.save(tmp_path / "part-0.safetensors")
+        assert len(EncodedPassages.load(tmp_path, retriever)) == 9
 
 
 def test_internals_are_not_on_the_public_face():
