@@ -23,7 +23,8 @@ from qrhead_rag.core.attention import HeadReader
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.datasets.load import load_examples, ordered, sampled
 from qrhead_rag.evaluate.metrics import measure, paired_test
-from qrhead_rag.ranking.per_passage import PassagePieces, SeparateList
+from qrhead_rag.ranking.per_passage import PassagePieces, PerPassage
+from qrhead_rag.ranking.store import store_of
 
 Change = Callable[[], Any]
 
@@ -38,7 +39,7 @@ def label(text: str) -> Iterator[None]:
 
 
 def position(tokens: int) -> Any:
-    return patch.object(SeparateList, "_query_position", lambda self, joined: tokens)
+    return patch.object(PerPassage, "_query_position", lambda self, listed: tokens)
 
 
 def temperature(value: float) -> Any:
@@ -108,9 +109,9 @@ def main() -> None:
 
         for name, change in same_documents.items():
             asked = retriever()
-            for key, (entry, _) in kept.encoder.kept._entries.items():
+            for key, (entry, _) in store_of(kept).cache._entries.items():
                 if isinstance(entry, PassagePieces):  # not the lists, which hold what the null query found
-                    asked.encoder.kept.put(key, entry)
+                    store_of(asked).cache.put(key, entry)
             with change():
                 report(name, ndcg(asked, examples))
         for name, (change, lists) in other_documents.items():

@@ -30,6 +30,7 @@ from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.core.model_view import cache_argument, crop
 from qrhead_rag.core.prompt import NULL_QUERY, Prompt
 from qrhead_rag.core.scoring import calibrate, document_of_tokens, document_scores, masked
+from qrhead_rag.ranking.store import store_of
 
 QUERY = "Where do I sleep when the crossing is called off, and who pays for it?"
 
@@ -48,8 +49,8 @@ def handbook(retriever: QRRetriever, tokens: int) -> list[Passage]:
 
 
 def prompt_of(retriever: QRRetriever, passages: list[Passage], query: str = QUERY) -> Prompt:
-    encoder = retriever.encoder
-    return encoder.tokenizer.prompt(encoder.template, [passage.content for passage in passages], query)
+    context = store_of(retriever).context
+    return context.tokenizer.prompt(context.template, [passage.content for passage in passages], query)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def pooled(asked: QRRetriever, claims: list[LabelledExample]) -> Iterator[dict[s
     encoded = asked.encode(claims[0].documents)
     count = len(claims[0].documents)
     for claim in claims:
-        reading = encoded.held.read([claim.query])[0]
+        reading = encoded._list.ask([claim.query])[0]
         pieces = len(reading.document_of_piece)
         of_pieces = document_scores(
             masked(reading.calibrated.sum(dim=0), reading.piece_of, pieces), reading.piece_of, pieces

@@ -11,6 +11,7 @@ import time
 
 from benchmarks.warm import HEADS, passages
 from qrhead_rag import QRRetriever
+from qrhead_rag.ranking.store import store_of
 
 SIZES = (25, 100, 400)
 
@@ -36,9 +37,11 @@ def main() -> None:
         encoded = asked.encode(passages(25))
         encoded.rank("What is asked is kept too.")
         tokens = sum(asked.count_tokens(f"[1] {passage}") for passage in passages(25))
-        opening = formulas["listwise"][1] * len(asked.encoder.tokenizer.opening(asked.encoder.template))
+        context = store_of(asked).context
+        opening = formulas["listwise"][1] * len(context.tokenizer.opening(context.template))
+        own = encoded.nbytes - (opening if mode == "listwise" else 0)  # the other modes keep it once a retriever
         print(
-            f"{mode}: {(encoded.nbytes - opening) / tokens:.0f} bytes a token; {formula} = {expected}; the prompt's "
+            f"{mode}: {own / tokens:.0f} bytes a token; {formula} = {expected}; the prompt's "
             f"opening takes {opening} a list"
         )
         if mode == "listwise":

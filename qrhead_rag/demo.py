@@ -88,7 +88,7 @@ def compare(retriever: QRRetriever, passages: Sequence[Passage], questions: Sequ
         ImportError: bm25s is not installed; the message has the command that installs it.
     """
     bm25 = BM25([passage.content for passage in passages])
-    rankings = retriever.encode(passages).rank_many([question.query for question in questions])
+    rankings = retriever.encode(passages).rank_queries([question.query for question in questions])
     return [
         Comparison(question, tuple(passages[index] for index in bm25.best(question.query, len(passages))), ranking)
         for question, ranking in zip(questions, rankings, strict=True)

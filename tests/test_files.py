@@ -29,6 +29,7 @@ from qrhead_rag.files import atomic_write
 from qrhead_rag.models import embedded as embedded_model
 from qrhead_rag.models import loading
 from qrhead_rag.ranking.encoded import EncodedPassages
+from qrhead_rag.ranking.store import store_of
 from qrhead_rag.ranking.tensor_file import read_encoded, write_encoded
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -373,7 +374,7 @@ def test_a_whole_file_with_wrong_things_in_it_is_refused(stored, retriever, tmp_
     """The checksum is right: only what the file says is not."""
     path = tmp_path / "list.safetensors"
     path.write_bytes(stored)
-    identity = retriever.encoder.file_identity()
+    identity = store_of(retriever).context.file_identity()
     write_encoded(path, *forge(identity, *read_encoded(path, identity)))
     with pytest.raises(ValueError, match=r"list\.safetensors"):
         EncodedPassages.load(path, retriever)
@@ -394,7 +395,7 @@ def test_a_header_that_is_a_bomb(stored, retriever, tmp_path):
 def test_keys_that_are_not_finite_are_an_error(stored, retriever, tmp_path):
     path = tmp_path / "list.safetensors"
     path.write_bytes(stored)
-    identity = retriever.encoder.file_identity()
+    identity = store_of(retriever).context.file_identity()
     content, tensors = read_encoded(path, identity)
     tensors["keys.2"][:, -1] = torch.nan
     write_encoded(path, identity, content, tensors)
@@ -427,7 +428,7 @@ def test_lists_behind_links_and_in_folders(stored, retriever, scores, tmp_path):
 @pytest.mark.slow
 def test_eight_processes_write_one_list_and_every_reader_sees_a_whole_one(retriever, tmp_path):
     path = tmp_path / "list.safetensors"
-    identity = retriever.encoder.file_identity()
+    identity = store_of(retriever).context.file_identity()
     retriever.encode(DOCUMENTS).save(path)
     content, tensors = read_encoded(path, identity)
 

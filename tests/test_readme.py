@@ -77,7 +77,7 @@ def own_fields(component, base):
         options_of(QRRetriever.__init__),
         options_of(QRRetriever.from_pretrained),
         options_of(QRRetriever.rank),
-        options_of(QRRetriever.rank_batch) | options_of(QRRetriever.encode),
+        options_of(QRRetriever.rank_lists) | options_of(QRRetriever.encode),
         own_fields(LangChainReranker, BaseDocumentCompressor),
         own_fields(LlamaIndexReranker, BaseNodePostprocessor),
         own_fields(QRHeadMemory, Memory) | {"token_limit"},

@@ -18,6 +18,7 @@ import pytest
 
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.ranking.encoded import EncodedPassages
+from qrhead_rag.ranking.store import store_of
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 THREADS = 8
@@ -102,7 +103,7 @@ class Use:
         which, passages, _ = self.some(rng)
         if not all(self.expected[which, query][1] for query in QUERIES):
             return
-        rankings = self.retriever.encode(passages).rank_many(QUERIES, order="original")
+        rankings = self.retriever.encode(passages).rank_queries(QUERIES, order="original")
         for query, ranking in zip(QUERIES, rankings, strict=True):
             self.check(which, query, [ranked.score for ranked in ranking])
 
@@ -148,7 +149,7 @@ def run(uses, goes_on):
     with ThreadPoolExecutor(THREADS) as pool:
         done = sum(pool.map(work, range(THREADS)))
     for use in uses:
-        kept = use.retriever.encoder.kept
+        kept = store_of(use.retriever).cache
         assert kept.nbytes == sum(size for _, size in kept._entries.values()) <= use.retriever.options.cache_bytes
     return done
 

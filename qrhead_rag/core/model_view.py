@@ -188,10 +188,40 @@ class _ReadOnlyLayer(DynamicLayer):  # type: ignore[misc]
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
+class _JoinedLayer(_ReadOnlyLayer):
+    """A read-only layer whose keys and values lie in several tensors: one copy joins them with the later ones."""
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.lazy_initialization(keys[0], values[0])
+        self._keys, self._values = keys, values
+
+    def get_seq_length(self, *args: Any) -> int:
+        return sum(tensor.shape[-2] for tensor in self._keys)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([*self._keys, key_states], dim=-2), torch.cat([*self._values, value_states], dim=-2)
+
+
+def joined_cache(keys: Sequence[Sequence[Tensor]], values: Sequence[Sequence[Tensor]]) -> DynamicCache:
+    """A read-only cache of tensors that stay where they are.
+
+    Args:
+        keys: of each layer, in the order of their tokens. Shape: (1, key heads, tokens, head size) each
+        values: likewise.
+    """
+    cache = DynamicCache()
+    cache.layers.extend(_JoinedLayer(*layer) for layer in zip(keys, values, strict=True))
+    return cache
+
+
 def read_only_copy(cache: DynamicCache) -> DynamicCache:
     """A cache of the same tensors, which a pass sees and does not change."""
     copied = DynamicCache()
     for layer in cache.layers:
+        if isinstance(layer, _ReadOnlyLayer):
+            copied.layers.append(layer)
+            continue
         read_only = _ReadOnlyLayer()
         read_only.__dict__.update(layer.__dict__)
         copied.layers.append(read_only)

@@ -121,6 +121,61 @@ def _around_user_message(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     return prefix, suffix
 
 
+class _ListText(NamedTuple):
+    """The prompt as text up to the late instruction.
+
+    Attributes:
+        control_before: control tokens before the text.
+        text: ends where the instruction begins.
+        documents: first character of each document's label, and the character after its content.
+    """
+
+    control_before: list[int]
+    text: str
+    documents: list[tuple[int, int]]
+
+
+class ListLayout:
+    """A list laid into the prompt up to the query span. `PromptTokenizer.lay_out` makes it.
+
+    Attributes:
+        ids: tokens before the query span.
+        documents: span of each document, its `[i]` label included.
+        offsets: per token of `ids`, its characters relative to its document; (0, 0) outside documents.
+    """
+
+    def __init__(self, tokenizer: "PromptTokenizer", template: PromptTemplate, contents: Sequence[str]) -> None:
+        listed = tokenizer._list_text(template, contents)
+        null = tokenizer._complete(template, listed, NULL_QUERY)
+        self.ids, self.offsets = null.ids[: null.query_start], null.offsets[: null.query_start]
+        self.documents = null.documents
+        # Some tokenizers read a text otherwise where it begins a string: they put a space before it.
+        stands_alone = null.ids[null.query_start :] == tokenizer._tail(template, NULL_QUERY)
+        self._tokenizer, self._template = tokenizer, template
+        self._listed = None if stands_alone else listed
+        self._null = null
+        self._latest = NULL_QUERY, null
+
+    def num_tokens(self, query: str | None) -> int:
+        """Tokens of the prompt of a query, or of the null query where that is longer: a list is read with both."""
+        return max(len(self.prompt(query or NULL_QUERY).ids), len(self._null.ids))
+
+    def prompt(self, query: str) -> Prompt:
+        """The prompt of one query: only what follows the documents is tokenized."""
+        if query == NULL_QUERY:
+            return self._null
+        if query != self._latest[0]:
+            self._latest = query, self._complete(query)
+        return self._latest[1]
+
+    def _complete(self, query: str) -> Prompt:
+        if self._listed is not None:
+            return self._tokenizer._complete(self._template, self._listed, query)
+        tail = self._tokenizer._tail(self._template, query)
+        offsets = [*self.offsets, *[(0, 0)] * len(tail)]
+        return Prompt([*self.ids, *tail], self.documents, len(self.ids), offsets)
+
+
 class PromptTokenizer:
     """Tokenizes prompts so that no control token can come from a caller's text.
 
@@ -155,46 +210,24 @@ class PromptTokenizer:
         ids, offsets = self._encode(text)
         return text if len(ids) <= max_tokens else text[: offsets[max_tokens][0]]
 
+    def lay_out(self, template: PromptTemplate, contents: Sequence[str]) -> ListLayout:
+        """A list laid into the prompt, tokenized once for every query that is asked of it.
+
+        Args:
+            template: what stands around the documents.
+            contents: what stands after the label of each document.
+        """
+        return ListLayout(self, template, contents)
+
     def prompt(self, template: PromptTemplate, contents: Sequence[str], query: str) -> Prompt:
-        """The listwise prompt over a list of documents.
+        """The listwise prompt over a list of documents, tokenized as a whole.
 
         Args:
             template: what stands around the documents.
             contents: what stands after the label of each document.
             query: the query, or NULL_QUERY.
         """
-        control_before, text = self._opening(template)
-        labels = [f"[{number}] " for number in range(1, len(contents) + 1)]
-        starts = []
-        for label, content in zip(labels, contents, strict=True):
-            text += template.separator
-            starts.append(len(text))
-            text += label + content
-        ends = [start + len(label + content) for start, label, content in zip(starts, labels, contents, strict=True)]
-        text += template.separator
-        instruction_start = len(text)
-        closing, control_after = self._split(template.suffix, at_start=False)
-        text += template.question(query) + closing
-
-        ids, offsets = self._encode(text)
-        documents, relative = [], [(0, 0)] * len(ids)
-        token = 0
-        for start, end in zip(starts, ends, strict=True):
-            while token < len(ids) and offsets[token][1] <= start:
-                token += 1
-            first = token
-            while token < len(ids) and offsets[token][0] < end:
-                relative[token] = (max(offsets[token][0], start) - start, min(offsets[token][1], end) - start)
-                token += 1
-            documents.append(Span(first + len(control_before), token + len(control_before)))
-        while token < len(ids) and offsets[token][1] <= instruction_start:
-            token += 1
-        return Prompt(
-            ids=[*control_before, *ids, *control_after],
-            documents=documents,
-            query_start=token + len(control_before),
-            offsets=[*[(0, 0)] * len(control_before), *relative, *[(0, 0)] * len(control_after)],
-        )
+        return self._complete(template, self._list_text(template, contents), query)
 
     def opening(self, template: PromptTemplate) -> list[int]:
         """Tokens before the first document, for passages that are tokenized alone."""
@@ -226,6 +259,45 @@ class PromptTokenizer:
             while token < len(offsets) and offsets[token][0] < start:
                 token += 1
         return [*pieces, (start, len(content))]
+
+    def _list_text(self, template: PromptTemplate, contents: Sequence[str]) -> "_ListText":
+        control_before, text = self._opening(template)
+        documents = []
+        for number, content in enumerate(contents, start=1):
+            text += template.separator
+            document = f"[{number}] {content}"
+            documents.append((len(text), len(text) + len(document)))
+            text += document
+        return _ListText(control_before, text + template.separator, documents)
+
+    def _complete(self, template: PromptTemplate, listed: "_ListText", query: str) -> Prompt:
+        """List and query tokenized as one text; spans come from its character offsets."""
+        control_before, text, characters = listed
+        closing, control_after = self._split(template.suffix, at_start=False)
+        ids, offsets = self._encode(text + template.question(query) + closing)
+        documents, relative = [], [(0, 0)] * len(ids)
+        token = 0
+        for start, end in characters:
+            while token < len(ids) and offsets[token][1] <= start:
+                token += 1
+            first = token
+            while token < len(ids) and offsets[token][0] < end:
+                relative[token] = (max(offsets[token][0], start) - start, min(offsets[token][1], end) - start)
+                token += 1
+            documents.append(Span(first + len(control_before), token + len(control_before)))
+        while token < len(ids) and offsets[token][1] <= len(text):
+            token += 1
+        return Prompt(
+            ids=[*control_before, *ids, *control_after],
+            documents=documents,
+            query_start=token + len(control_before),
+            offsets=[*[(0, 0)] * len(control_before), *relative, *[(0, 0)] * len(control_after)],
+        )
+
+    def _tail(self, template: PromptTemplate, query: str) -> list[int]:
+        """The query span, tokenized alone."""
+        closing, control_after = self._split(template.suffix, at_start=False)
+        return [*self._encode(template.question(query) + closing)[0], *control_after]
 
     def _opening(self, template: PromptTemplate) -> tuple[list[int], str]:
         """Control tokens at the start, and the text between them and the first document."""

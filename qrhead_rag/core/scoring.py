@@ -11,6 +11,7 @@ eq. 2). Raw scores compare within one list only.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -218,6 +219,12 @@ class Reading:
     document_of_piece: Tensor
     offsets: Tensor
     labels: dict[int, str]
+
+    @classmethod
+    def of_nothing(cls, num_heads: int) -> Self:
+        """The reading of a list without text, for which no model runs."""
+        none = torch.zeros(0, dtype=torch.long)
+        return cls(torch.zeros(num_heads, 0), none, none, torch.zeros(0, 2, dtype=torch.int32), {})
 
     def head_scores(self, num_documents: int) -> Tensor:
         """s(d) of each head alone, masked by itself. Shape: (heads, documents)"""

@@ -132,7 +132,7 @@ def settings_digest(retriever: QRRetriever) -> str:
     """
     digest = hashlib.sha256()
     settings: list[object] = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
-    settings.append(retriever.encoder.context_length)
+    settings.append(retriever.context_length)
     if retriever.mode != "listwise":
         settings += [retriever.options.piece_tokens, retriever.options.key_dtype, _PER_PASSAGE_VERSION]
     digest.update(json.dumps(settings).encode())
@@ -152,17 +152,15 @@ def example_digest(example: LabelledExample, settings: str) -> str:
 
 
 def _check_lengths(retriever: QRRetriever, examples: Sequence[LabelledExample]) -> None:
-    """Refuse lists that do not fit the context before any other list runs."""
-    encoder = retriever.encoder
-    if encoder.mode != "listwise":
+    """Refuse lists that do not fit the context, before any other list runs."""
+    if retriever.mode != "listwise":
         return
-    with encoder.lock:
-        too_long = [e.id for e in examples if encoder.needs_windows(e.documents, e.query)]
+    too_long = [example.id for example in examples if retriever.needs_windows(example.query, example.documents)]
     if too_long:
         raise ListTooLongError(
-            f"{len(too_long)} of {len(examples)} lists are longer than the model's context of {encoder.context_length} "
-            f"tokens, for instance that of {too_long[0]!r}; cut them to fewer candidates (candidates=, --candidates), "
-            "or detect under the mode 'independent' or 'late', which have no such limit"
+            f"{len(too_long)} of {len(examples)} lists are longer than the model's context of "
+            f"{retriever.context_length} tokens, for instance that of {too_long[0]!r}; cut them to fewer candidates "
+            "(candidates=, --candidates), or detect under the mode 'independent' or 'late', which have no such limit"
         )
 
 

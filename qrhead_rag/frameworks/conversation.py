@@ -24,10 +24,11 @@ from qrhead_rag.core.passage import as_passages
 from qrhead_rag.core.selection import Selection, rank_order, select
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.ranking.cache import ByteCache, content_key
-from qrhead_rag.ranking.context import ListState, ListTooLongError, warn_caller
-from qrhead_rag.ranking.encoded import EncodedPassages
+from qrhead_rag.ranking.context import ListState, ListTooLongError, warn_caller, warn_of_truncation
+from qrhead_rag.ranking.modes import new_list
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
+from qrhead_rag.ranking.store import store_of
 
 KEEP_LAST = 3
 """Messages kept ahead of all relevance: the question and the exchange before it, which says what "it" refers to."""
@@ -185,27 +186,28 @@ class _Conversation:
     """The turns of one conversation when it was last asked, and what the mode keeps of them."""
 
     texts: frozenset[str]
-    held: ListState
+    state: ListState
 
     @property
     def nbytes(self) -> int:
         """Bytes that the list holds."""
-        return self.held.nbytes
+        return self.state.nbytes
 
 
 class _Conversations:
     """What one retriever keeps of the conversations that it ranks. Only its lists hold texts and keys."""
 
     def __init__(self, scorer: QRRetriever) -> None:
-        # With the retriever's own cache a passage would stay after it was forgotten, and be held twice until then.
-        self._encoder = replace(scorer.encoder, options=scorer.options.model_copy(update={"cache_bytes": 0}))
-        self._kept = ByteCache(scorer.options.cache_bytes)
+        # With the retriever's own cache a passage would stay after it was forgotten.
+        self._store = replace(store_of(scorer), cache=ByteCache(0))
+        self._context = self._store.context
+        self._cache = ByteCache(scorer.options.cache_bytes)
         self._names = map(str, count())
         self._rankings: OrderedDict[str, tuple[int, ...]] = OrderedDict()
 
     def rank(self, scorer: QRRetriever, query: str, texts: Sequence[str]) -> tuple[int, ...]:
         key = content_key(query, *texts)
-        with self._encoder.lock:
+        with self._context.lock:
             ranking = self._rankings.pop(key, None)
             if ranking is None:
                 ranking = _best_first(self._rank_by_end(scorer, query, texts))
@@ -224,26 +226,29 @@ class _Conversations:
                     raise
             if asked == query.strip():
                 warn_caller(
-                    f"the question is {self._encoder.count_tokens(query)} tokens long, for which the context of the "
+                    f"the question is {self._context.tokenizer.count(query)} tokens long, for which the context of the "
                     "model that ranks the turns has no room; they are ranked by its end"
                 )
             asked = asked[len(asked) // 2 :].strip()
 
     def _rank(self, scorer: QRRetriever, query: str, texts: Sequence[str]) -> Ranking:
-        passages, wanted = as_passages(texts), frozenset(texts)
-        name = self._find(wanted) or next(self._names)
-        known = self._kept.get(name)
-        if self._encoder.mode == "listwise" and self._encoder.needs_windows(passages, query):
-            self._kept.drop(name)
+        passages, turns = as_passages(texts), frozenset(texts)
+        name = self._find(turns) or next(self._names)
+        known = self._cache.get(name)
+        state: ListState = known.state if known else new_list(self._store)
+        if state.needs_windows(passages, query):
+            self._cache.drop(name)
             return scorer.rank(query, passages)
-        encoded = EncodedPassages(self._encoder, passages, query, held=known.held if known else None)
-        ranking = encoded.rank(query)
-        self._kept.put(name, _Conversation(wanted, encoded.held))
-        return ranking
+        state.set_passages(passages, query)
+        (reading,) = state.ask([query])
+        self._cache.put(name, _Conversation(turns, state))
+        warn_of_truncation(passages, state.truncated)
+        mode = self._context.mode
+        return Ranking.of(query, passages, *reading.scores(len(passages)), Selection(), None, mode, state.truncated)
 
     def _find(self, texts: frozenset[str]) -> str | None:
         """Name of the conversation that these texts are of: at least half of its turns are among them."""
-        shared = {name: (len(known.texts & texts), len(known.texts)) for name, known in self._kept}
+        shared = {name: (len(known.texts & texts), len(known.texts)) for name, known in self._cache}
         alike = {name: same for name, (same, turns) in shared.items() if 2 * same >= turns}
         return max(alike, key=alike.__getitem__, default=None)
 

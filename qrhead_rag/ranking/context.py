@@ -7,8 +7,8 @@ aggregation, truncation and errors are the same for all and start from a `Readin
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from qrhead_rag.core.attention import PREFILL_TOKENS, HeadReader
 from qrhead_rag.core.heads import Head, Mode
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.prompt import NULL_QUERY, PromptTemplate, PromptTokenizer
+from qrhead_rag.core.prompt import PromptTemplate, PromptTokenizer
 from qrhead_rag.core.scoring import Reading
-from qrhead_rag.ranking.cache import ByteCache
+from qrhead_rag.core.selection import Selection
 
 Layout: TypeAlias = Literal["given", "reversed"]
 
@@ -69,12 +69,38 @@ class ListOptions(BaseModel):
 
 
 class ListTooLongError(ValueError):
-    """The list and its query are longer than the model's context."""
+    """What has to stand in one prompt is longer than the model's context.
+
+    Attributes:
+        tokens: how long it is, where that was measured.
+    """
+
+    tokens: int = 0
+
+
+def check_length(what: str, tokens: int, context_length: int | None, remedy: str) -> None:
+    """Refuse what is longer than the context.
+
+    Args:
+        what: has to stand in one prompt.
+        tokens: how long it is.
+        context_length: tokens that a prompt may have; None knows no limit.
+        remedy: what the caller can do about it.
+
+    Raises:
+        ListTooLongError: names the four.
+    """
+    if context_length is not None and tokens > context_length:
+        error = ListTooLongError(f"{what} is {tokens} tokens long, the context of the model {context_length}; {remedy}")
+        error.tokens = tokens
+        raise error
 
 
 @dataclass(frozen=True)
 class ListContext:
     """What every list of one retriever is encoded with.
+
+    Its methods tokenize: whoever calls them holds the lock, but for `token_counts`.
 
     Attributes:
         reader: reads the selected heads.
@@ -86,7 +112,6 @@ class ListContext:
         context_length: tokens that a prompt may have; None knows no limit.
         lock: held while tokenizing and running the model.
         identity: names model, heads and mode in saved files.
-        kept: lists and passages that have been read.
     """
 
     reader: HeadReader
@@ -98,10 +123,6 @@ class ListContext:
     context_length: int | None
     lock: threading.RLock
     identity: dict[str, Any]
-    kept: ByteCache = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kept", ByteCache(self.options.cache_bytes))
 
     def file_identity(self) -> dict[str, Any]:
         """What has to be the same where a saved list is read."""
@@ -112,27 +133,39 @@ class ListContext:
             "opening": self.tokenizer.opening(self.template),
         }
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text, read as plain text by the model's tokenizer."""
-        with self.lock:
-            return self.tokenizer.count(text)
+    def token_counts(
+        self, passages: Sequence[Passage], selection: Selection, counter: Callable[[str], int] | None
+    ) -> list[int] | None:
+        """Tokens of each passage where they are budgeted; None where they are not.
 
-    def room(self, query: str | None) -> float:
+        A caller's counter runs without the lock, for which it may itself wait in another thread.
+        """
+        if selection.max_tokens is None:
+            return None
+        if counter is not None:
+            return [counter(passage.content) for passage in passages]
+        with self.lock:
+            return [self.tokenizer.count(passage.content) for passage in passages]
+
+    def room(self, query: str | None, documents: int = 1) -> float:
         """Tokens that a prompt has left for documents; with no query known, some are kept free for one.
 
         Raises:
-            ListTooLongError: the query leaves no room for any document.
+            ListTooLongError: the query leaves no room for so many documents, however short they are.
         """
         if self.context_length is None:
             return float("inf")
-        around = len(self.tokenizer.prompt(self.template, [], self.longest_question(query)).ids)
-        room = self.context_length - around - self._reserve(query)
-        if query is not None and room <= self.size("") + 2:
-            raise ListTooLongError(
-                f"the query with the prompt around it is {around} tokens long, the context of the model "
-                f"{self.context_length}, which leaves no room for documents; use a shorter query"
-            )
-        return room
+        around = self.tokenizer.lay_out(self.template, []).num_tokens(query)
+        if query is not None:
+            least = around + documents * (self.size("") + 3)
+            shortest = "the shortest document" if documents == 1 else f"the {documents} shortest documents"
+            what = f"the query with the prompt around it and {shortest} there could be"
+            check_length(what, least, self.context_length, "use a shorter query")
+        return self.context_length - around - self.reserve(query)
+
+    def reserve(self, query: str | None) -> int:
+        """Tokens kept free for a query that is not known yet."""
+        return min(_QUERY_RESERVE, (self.context_length or 0) // 4) if query is None else 0
 
     def size(self, content: str) -> int:
         """Tokens that a document takes in the prompt, its label and separator included; an upper bound."""
@@ -145,45 +178,18 @@ class ListContext:
             return None if self.context_length is None else int(room)
         return int(min(pieces, max(16, room - self.size(""))))
 
-    def longest_question(self, query: str | None) -> str:
-        """Query or null query, whichever is longer: the list has to fit with both."""
-        return max(query or NULL_QUERY, NULL_QUERY, key=self.tokenizer.count)
-
-    def fits(self, contents: Sequence[str], query: str | None) -> bool:
-        """Whether the documents, as they are, fit one listwise prompt."""
-        if self.context_length is None:
-            return True
-        prompt = self.tokenizer.prompt(self.template, contents, self.longest_question(query))
-        return len(prompt.ids) + self._reserve(query) <= self.context_length
-
-    def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
-        """Whether several documents and the query do not fit one listwise prompt.
-
-        Raises:
-            ListTooLongError: the query leaves no room for any document.
-        """
-        contents = [passage.content for passage in passages if not passage.is_blank]
-        if len(contents) < 2 or self.fits(contents, query):
-            return False
-        self.room(query)
-        return True
-
     def clip(self, contents: Sequence[str], limit: float) -> tuple[list[str], set[int]]:
-        """Documents cut to `limit` tokens each, label included, and the places of those that had to be."""
-        clipped, places = list(contents), set()
-        for place, content in enumerate(contents):
+        """Documents cut to `limit` tokens each, label included, and the indices of those that had to be."""
+        clipped, indices = list(contents), set()
+        for index, content in enumerate(contents if limit < float("inf") else ()):
             if self.size(content) > limit:
-                clipped[place] = self.tokenizer.cut(content, max(1, int(limit) - self.size("") - 2))
-                places.add(place)
-        return clipped, places
-
-    def _reserve(self, query: str | None) -> int:
-        """Tokens kept free for a query that is not known yet."""
-        return min(_QUERY_RESERVE, (self.context_length or 0) // 4) if query is None else 0
+                clipped[index] = self.tokenizer.cut(content, max(1, int(limit) - self.size("") - 2))
+                indices.add(index)
+        return clipped, indices
 
 
 class ListState(Protocol):
-    """One list as one mode holds it. Every call is made under the encoder's lock."""
+    """One list as one mode holds it. Every call is made under the context's lock."""
 
     @property
     def nbytes(self) -> int:
@@ -192,25 +198,58 @@ class ListState(Protocol):
 
     @property
     def truncated(self) -> frozenset[int]:
-        """Places of the documents that are read only in part."""
+        """Indices of the documents that are read only in part."""
         ...
 
-    def set_passages(self, passages: Sequence[Passage], query: str | None) -> None:
-        """Make this the list; what was run for an earlier list serves again where it can."""
+    def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
+        """Whether several documents and the query do not fit one prompt.
+
+        Raises:
+            ListTooLongError: the query leaves no room for any document.
+        """
+        ...
+
+    def set_passages(self, passages: Sequence[Passage], query: str | None = None) -> None:
+        """Make this the list; what was run for an earlier list serves again where it can.
+
+        Args:
+            passages: the list.
+            query: what will be asked, where it is known: a single long document is cut to what it leaves room for.
+
+        Raises:
+            ListTooLongError: the list does not fit the context; it stays what it was.
+        """
         ...
 
     def run(self, show_progress: bool = False) -> None:
         """Run the documents that have not been run."""
         ...
 
-    def read(self, queries: Sequence[str]) -> list[Reading]:
-        """c(t) of every selected head over the list, for each query."""
+    def ask(self, queries: Sequence[str]) -> list[Reading]:
+        """c(t) of every selected head over the list, for each query; what has not been run is run.
+
+        Raises:
+            ListTooLongError: the list does not fit the context together with a query.
+            FloatingPointError: attention that is not finite.
+        """
+        ...
+
+    def keep(self, key: str) -> None:
+        """Leave in the retriever's cache what serves a list of the same texts again.
+
+        Args:
+            key: of the list: under it the cache may hold this state.
+        """
+        ...
+
+    def recall(self) -> None:
+        """Take from the retriever's cache what `keep` left of a list of the same texts, if it is not this state."""
         ...
 
 
 def warn_of_truncation(passages: Sequence[Passage], truncated: Iterable[int]) -> None:
     """Say which documents are read only in part; they come back whole."""
-    names = [f"{place} ({passages[place].id or passages[place].title or 'untitled'})" for place in sorted(truncated)]
+    names = [f"{index} ({passages[index].id or passages[index].title or 'untitled'})" for index in sorted(truncated)]
     if names:
         warn_caller(
             f"only the beginning of document {', '.join(names)} is read: longer than the model's context leaves room "

@@ -1,19 +1,20 @@
 """Passages encoded once, asked many times: one interface to the three modes and what they keep."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
-from qrhead_rag.core.scoring import Evidence, Reading
-from qrhead_rag.core.selection import Order, Selection, rank_order, select
-from qrhead_rag.ranking.context import ListContext, ListState, warn_of_truncation
-from qrhead_rag.ranking.listwise import ListwiseList
-from qrhead_rag.ranking.per_passage import SeparateList
-from qrhead_rag.ranking.result import RankedPassage, Ranking
+from qrhead_rag.core.scoring import Reading
+from qrhead_rag.core.selection import Order, Selection
+from qrhead_rag.ranking.context import ListState, warn_of_truncation
+from qrhead_rag.ranking.modes import new_list
+from qrhead_rag.ranking.per_passage import Late
+from qrhead_rag.ranking.result import Ranking, blank_lowest
+from qrhead_rag.ranking.store import HasStore, ListStore, store_of
 from qrhead_rag.ranking.tensor_file import read_encoded, write_encoded
 
 
@@ -26,17 +27,14 @@ class EncodedPassages:
         ListTooLongError: under `listwise`, the list is longer than the model's context.
     """
 
-    def __init__(
-        self,
-        encoder: ListContext,
-        documents: Iterable[Document],
-        query: str | None = None,
-        held: ListState | None = None,
-    ) -> None:
-        self._encoder = encoder
+    def __init__(self, store: ListStore, documents: Iterable[Document], state: ListState | None = None) -> None:
+        self._store, self._context = store, store.context
         self._passages: list[Passage] = []
-        self._list = held or (ListwiseList(encoder) if encoder.mode == "listwise" else SeparateList(encoder))
-        self._change(as_passages(documents), query)
+        self._list = new_list(store) if state is None else state
+        passages = as_passages(documents)
+        with self._context.lock:
+            newly_cut = self._change(passages)
+        warn_of_truncation(passages, newly_cut)
 
     def __len__(self) -> int:
         return len(self._passages)
@@ -45,19 +43,14 @@ class EncodedPassages:
         return iter(list(self._passages))
 
     @property
-    def held(self) -> ListState:
-        """What the mode keeps of the list, to be used again for a list of the same texts."""
-        return self._list
-
-    @property
     def nbytes(self) -> int:
-        """Bytes of the tensors that are held for this list."""
-        with self._encoder.lock:
+        """Bytes of the tensors that are held for this list; under `independent` and `late` the cache has the same."""
+        with self._context.lock:
             return self._list.nbytes
 
     @property
     def truncated(self) -> frozenset[int]:
-        """Places of the documents that are read only in part."""
+        """Indices of the documents that are read only in part."""
         return self._list.truncated
 
     def encode(self, *, show_progress: bool = False) -> Self:
@@ -66,9 +59,8 @@ class EncodedPassages:
         Args:
             show_progress: show a progress bar, in tokens.
         """
-        with self._encoder.lock:
-            if self._has_text():
-                self._list.run(show_progress)
+        with self._context.lock:
+            self._list.run(show_progress)
         return self
 
     def extend(self, documents: Iterable[Document]) -> None:
@@ -78,20 +70,23 @@ class EncodedPassages:
             ListTooLongError: the longer list does not fit the model's context; the list stays as it was.
         """
         added = as_passages(documents)
-        with self._encoder.lock:
-            self._change([*self._passages, *added])
+        with self._context.lock:
+            passages = [*self._passages, *added]
+            newly_cut = self._change(passages)
+        warn_of_truncation(passages, newly_cut)
 
     def remove(self, document: int | str) -> Passage:
-        """Take out the document at a place, or the one with an id, and give it back.
+        """Take out the document at an index, or the one with an id, and give it back.
 
         Raises:
-            IndexError: no such place.
+            IndexError: no such index.
             KeyError: no document, or more than one, with that id.
         """
-        with self._encoder.lock:
+        with self._context.lock:
             left = list(self._passages)
-            removed = left.pop(self._place(document))
-            self._change(left)
+            removed = left.pop(self._index(document))
+            newly_cut = self._change(left)
+        warn_of_truncation(left, newly_cut)
         return removed
 
     def save(self, path: str | Path) -> None:
@@ -103,15 +98,15 @@ class EncodedPassages:
             ValueError: the mode keeps too much for a file.
             TypeError: metadata of a passage that cannot be written as JSON.
         """
-        held = _late_list(self._encoder, self._list)
-        with self._encoder.lock:
-            document_of_piece, tensors = held.state() if self._has_text() else ([], {})
+        state = _late_state(self._store, self._list)
+        with self._context.lock:
+            document_of_piece, tensors = state.state()
             content = {"passages": [p.model_dump() for p in self._passages], "document_of_piece": document_of_piece}
-            identity = self._encoder.file_identity()
+            identity = self._context.file_identity()
         write_encoded(path, identity, content, tensors)
 
     @classmethod
-    def load(cls, path: str | Path | Iterable[str | Path], retriever: "HasEncoder") -> Self:
+    def load(cls, path: str | Path | Iterable[str | Path], retriever: HasStore) -> Self:
         """Read a list that `save` wrote, for a retriever of the same model, heads, mode and options.
 
         Args:
@@ -123,48 +118,43 @@ class EncodedPassages:
             OSError: no such file, or it cannot be read.
             ValueError: damaged, or made with something else; the message names the file and both sides.
         """
+        store = store_of(retriever)
         if not isinstance(path, str | Path):
-            return cls._join(retriever.encoder, [cls.load(one, retriever) for one in path])
+            return cls._join(store, [cls.load(part, retriever) for part in path])
         if Path(path).is_dir():
             shards = sorted(Path(path).glob("part-*.safetensors"))
             if not shards:
                 raise FileNotFoundError(f"{path} has no part-*.safetensors; expected a folder of encoded shards")
             return cls.load(shards, retriever)
-        encoder = retriever.encoder
-        with encoder.lock:
-            identity = encoder.file_identity()
+        with store.context.lock:
+            identity = store.context.file_identity()
         content, tensors = read_encoded(path, identity)
         try:
-            loaded = cls(encoder, [Passage(**passage) for passage in content["passages"]])
-            if loaded._has_text():
-                with encoder.lock:
-                    _late_list(encoder, loaded._list).restore(content["document_of_piece"], tensors)
+            loaded = cls(store, [Passage(**passage) for passage in content["passages"]])
+            with store.context.lock:
+                _late_state(store, loaded._list).restore(content["document_of_piece"], tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be used ({error}); encode again") from error
         return loaded
 
     @classmethod
-    def _join(cls, encoder: ListContext, parts: Sequence[Self]) -> Self:
+    def _join(cls, store: ListStore, parts: Sequence[Self]) -> Self:
         """One list of several, in their order; what they have run is not run again."""
-        whole = _late_list(encoder, SeparateList(encoder))
+        whole = _late_state(store, new_list(store))
         for part in parts:
-            whole.take_over(_late_list(encoder, part._list))
-        return cls(encoder, [passage for part in parts for passage in part], held=whole)
+            whole.take_over(_late_state(store, part._list))
+        return cls(store, [passage for part in parts for passage in part], whole)
 
     def score(self, query: str) -> list[float]:
         """s(d) of every document, in the order given. A blank one gets the lowest score of the list."""
-        return self.scored([check_query(query)])[0][0]
+        (reading,), passages, _ = self._ask([query])
+        scores: list[float] = blank_lowest(reading.scores(len(passages))[0], passages).tolist()
+        return scores
 
     def head_scores(self, query: str) -> Tensor:
-        """s(d) of every document by each selected head alone. # (heads, documents)"""
-        with self._encoder.lock:
-            if not self._has_text():
-                return torch.zeros(len(self._encoder.heads), len(self))
-            scores = self._list.read([check_query(query)])[0].head_scores(len(self))
-            blank = self._blank()
-        scores[:, blank] = torch.inf
-        lowest = scores.amin(dim=1, keepdim=True)  # (heads, 1)
-        return scores.where(~blank, lowest)
+        """s(d) of every document by each selected head alone. Shape: (heads, documents)"""
+        (reading,), passages, _ = self._ask([query])
+        return blank_lowest(reading.head_scores(len(passages)), passages)
 
     def rank(
         self,
@@ -178,9 +168,9 @@ class EncodedPassages:
     ) -> Ranking:
         """The documents ordered by score, cut to what is asked for, as `QRRetriever.rank` does."""
         selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        return self.rank_selected([query], selection, token_counter)[0]
+        return self._rank([query], selection, token_counter)[0]
 
-    def rank_many(
+    def rank_queries(
         self,
         queries: Sequence[str],
         *,
@@ -194,77 +184,53 @@ class EncodedPassages:
         if isinstance(queries, str):
             raise TypeError(f"queries is one string ({queries!r}); expected a list of them, or use rank()")
         selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        return self.rank_selected(list(queries), selection, token_counter)
+        return self._rank(list(queries), selection, token_counter)
 
-    def rank_selected(
-        self, queries: Sequence[str], selection: Selection, token_counter: Callable[[str], int] | None = None
+    def rank_many(self, queries: Sequence[str], **options: Any) -> list[Ranking]:
+        """The former name of `rank_queries`."""
+        warnings.warn("rank_many is now called rank_queries", DeprecationWarning, stacklevel=2)
+        return self.rank_queries(queries, **options)
+
+    def _ask(self, queries: Sequence[str]) -> tuple[list[Reading], list[Passage], frozenset[int]]:
+        """What each query finds in the list, the list as it then was, and which of its documents are cut."""
+        queries = [check_query(query) for query in queries]
+        with self._context.lock:
+            return self._list.ask(queries), self._passages, self._list.truncated
+
+    def _rank(
+        self, queries: Sequence[str], selection: Selection, token_counter: Callable[[str], int] | None
     ) -> list[Ranking]:
-        """`rank_many` with its options already validated."""
-        with self._encoder.lock:
-            found = self.scored([check_query(query) for query in queries])
-            passages, blank, truncated = list(self._passages), self._blank().tolist(), self.truncated
-        counts = None
-        if selection.max_tokens is not None:  # without the lock, which a caller's counter may wait for elsewhere
-            count = token_counter or self._encoder.count_tokens
-            counts = [count(passage.content) for passage in passages]
-        rankings = []
-        for query, (scores, evidence) in zip(queries, found, strict=True):
-            ranking = sorted(rank_order(scores), key=lambda place: blank[place])
-            kept = select(scores, selection, counts, ranking) if scores else []
-            ranked = (RankedPassage(place, scores[place], passages[place], place in truncated) for place in kept)
-            rankings.append(Ranking(query, tuple(ranked), self._encoder.mode, _evidence=tuple(evidence)))
-        return rankings
+        readings, passages, truncated = self._ask(queries)
+        counts = self._context.token_counts(passages, selection, token_counter)
+        return [
+            Ranking.of(
+                query, passages, *reading.scores(len(passages)), selection, counts, self._context.mode, truncated
+            )
+            for query, reading in zip(queries, readings, strict=True)
+        ]
 
-    def scored(self, queries: Sequence[str]) -> list[tuple[list[float], list[Evidence | None]]]:
-        """Per query the scores, and what each document's tokens contributed; None for one that was not read."""
-        with self._encoder.lock:
-            if not self._has_text():
-                return [([0.0] * len(self), [None] * len(self)) for _ in queries]
-            readings = self._list.read(queries) if queries else []
-            return [self._score(reading) for reading in readings]
-
-    def _score(self, reading: Reading) -> tuple[list[float], list[Evidence | None]]:
-        scores, evidence = reading.scores(len(self))
-        blank = self._blank()
-        return scores.where(~blank, scores[~blank].min()).tolist(), evidence
-
-    def _blank(self) -> Tensor:
-        return torch.tensor([passage.is_blank for passage in self._passages], dtype=torch.bool)
-
-    def _has_text(self) -> bool:
-        return not all(passage.is_blank for passage in self._passages)
-
-    def _place(self, document: int | str) -> int:
+    def _index(self, document: int | str) -> int:
         if isinstance(document, str):
-            places = [place for place, passage in enumerate(self._passages) if passage.id == document]
-            if len(places) != 1:
+            indices = [index for index, passage in enumerate(self._passages) if passage.id == document]
+            if len(indices) != 1:
                 raise KeyError(
-                    f"{len(places)} documents have the id {document!r}; expected one: remove it by its place"
+                    f"{len(indices)} documents have the id {document!r}; expected one: remove it by its place"
                 )
-            return places[0]
+            return indices[0]
         if not -len(self) <= document < len(self):
             raise IndexError(f"no document {document} in a list of {len(self)}; expected one of its places or ids")
         return document
 
-    def _change(self, passages: list[Passage], query: str | None = None) -> None:
-        with self._encoder.lock:
-            known = {passage.content for place, passage in enumerate(self._passages) if place in self.truncated}
-            self._list.set_passages(passages, query)
-            self._passages = passages  # with no call in between that could be interrupted
-            truncated = self.truncated
-        warn_of_truncation(passages, [place for place in truncated if passages[place].content not in known])
+    def _change(self, passages: list[Passage]) -> list[int]:
+        """Make this the list; gives the indices of documents that are cut and were not before. Holds the lock."""
+        cut_before = {self._passages[index].content for index in self.truncated}
+        self._list.set_passages(passages)
+        self._passages = passages  # never changed in place, and with no call in between that could be interrupted
+        return [index for index in self.truncated if passages[index].content not in cut_before]
 
 
-class HasEncoder(Protocol):
-    """A QRRetriever, as far as lists are concerned."""
-
-    @property
-    def encoder(self) -> ListContext:
-        """What its lists are encoded with."""
-        ...
-
-
-def _late_list(encoder: ListContext, held: ListState) -> SeparateList:
-    if encoder.mode != "late" or not isinstance(held, SeparateList):
-        raise ValueError(f"mode {encoder.mode!r} keeps every layer's keys and values; expected 'late' to save or load")
-    return held
+def _late_state(store: ListStore, state: ListState) -> Late:
+    if not isinstance(state, Late):
+        mode = store.context.mode
+        raise ValueError(f"mode {mode!r} keeps every layer's keys and values; expected 'late' to save or load")
+    return state

@@ -15,19 +15,23 @@ from transformers.cache_utils import DynamicCache
 from qrhead_rag.core.attention import Rows
 from qrhead_rag.core.model_view import cache_bytes, crop, layer_tensors
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.prompt import NULL_QUERY, Prompt
+from qrhead_rag.core.prompt import NULL_QUERY, ListLayout
 from qrhead_rag.core.scoring import OUTSIDE, Reading, calibrate, check_finite, document_of_tokens
-from qrhead_rag.ranking.context import ListContext, ListTooLongError
+from qrhead_rag.ranking.context import check_length
+from qrhead_rag.ranking.store import ListStore
 
 
 class ListwiseList:
     """A list of passages in one prompt, with its keys and values once it has been run."""
 
-    def __init__(self, encoder: ListContext) -> None:
-        self._encoder = encoder
-        self._ids: list[int] = []
+    def __init__(self, store: ListStore) -> None:
+        self._store, self._context = store, store.context
+        self._indices: list[int] = []  # in the caller's list, of each document in the prompt
+        self._layout: ListLayout | None = None  # None where there is nothing to read
+        self._last_laid_out: tuple[list[str], ListLayout] | None = None
+        self._ids: list[int] = []  # of the tokens in the cache
         self._cache: DynamicCache | None = None
-        self._null: Tensor | None = None  # (heads, tokens)
+        self._null: Tensor | None = None  # attention of the null query. Shape: (heads, tokens)
         self.truncated: frozenset[int] = frozenset()
 
     @property
@@ -35,72 +39,105 @@ class ListwiseList:
         """Bytes of keys, values and what the null query found."""
         return cache_bytes(self._cache) + (0 if self._null is None else self._null.nbytes)
 
-    def set_passages(self, passages: Sequence[Passage], query: str | None) -> None:
+    def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
+        """Whether several documents, as they are, and the query do not fit one prompt.
+
+        Raises:
+            ListTooLongError: the query leaves no room for any document.
+        """
+        _, contents = self._to_read(passages)
+        limit = self._context.context_length
+        if len(contents) < 2 or limit is None or self._lay_out(contents).num_tokens(query) <= limit:
+            return False
+        self._context.room(query)
+        return True
+
+    def set_passages(self, passages: Sequence[Passage], query: str | None = None) -> None:
         """Lay the list into the prompt.
 
         Raises:
             ListTooLongError: it does not fit the context; the list stays what it was.
         """
-        encoder = self._encoder
-        shown = [place for place, passage in enumerate(passages) if not passage.is_blank]
-        if encoder.options.layout == "reversed":
-            shown.reverse()
-        contents, clipped = [passages[place].content for place in shown], set[int]()
-        if shown and not encoder.fits(contents, query):
-            contents, clipped = encoder.clip(contents, encoder.room(query))
-            longest = encoder.longest_question(query)
-            self._check_fits(encoder.tokenizer.prompt(encoder.template, contents, longest))
-        truncated = frozenset(shown[place] for place in clipped)
-        self._shown, self._contents, self.truncated = shown, contents, truncated  # at once, whatever interrupts
+        context, clipped = self._context, set[int]()
+        indices, contents = self._to_read(passages)
+        layout = self._lay_out(contents) if contents else None
+        limit = context.context_length
+        if layout and limit is not None and layout.num_tokens(query) + context.reserve(query) > limit:
+            contents, clipped = context.clip(contents, context.room(query))
+            layout = context.tokenizer.lay_out(context.template, contents) if clipped else layout
+            self._check_fits(layout.num_tokens(query))
+        truncated = frozenset(indices[number] for number in clipped)
+        self._indices, self._layout, self.truncated = indices, layout, truncated  # at once, whatever interrupts
 
     def run(self, show_progress: bool = False) -> None:
         """Run everything before the query span."""
-        self._run(self._prompt(NULL_QUERY), show_progress)
+        if self._layout is not None:
+            self._run(self._layout.ids, show_progress)
 
-    def read(self, queries: Sequence[str]) -> list[Reading]:
+    def ask(self, queries: Sequence[str]) -> list[Reading]:
         """c(t) of every selected head, for each query; the queries share passes.
 
         Raises:
             ListTooLongError: the list does not fit the context together with a query.
             FloatingPointError: attention that is not finite.
         """
-        encoder = self._encoder
-        prompts = [self._prompt(query) for query in queries]
-        for prompt in prompts:
-            self._check_fits(prompt)
-        cache = self._run(prompts[0])
-        wanted = prompts if self._null is not None else [*prompts, self._prompt(NULL_QUERY)]
+        context, layout = self._context, self._layout
+        if layout is None or not queries:
+            return [Reading.of_nothing(len(context.heads)) for _ in queries]
+        prompts = [layout.prompt(query) for query in queries]
+        self._check_fits(max(len(prompt.ids) for prompt in prompts))
+        first = prompts[0]
+        cache = self._run(first.ids[: first.query_start])
+        # The first time, query and null query share a pass.
+        asked = prompts if self._null is not None else [*prompts, layout.prompt(NULL_QUERY)]
         cached = len(self._ids)
-        parts = [Rows(p.ids[cached:], position=cached, read_from=p.query_start - cached) for p in wanted]
-        attention = encoder.reader.read(cache, parts).cpu()  # (heads, parts, tokens)
-        document_of = document_of_tokens(prompts[0].documents, cached)
-        shown = torch.tensor(self._shown)
-        place_of = shown[document_of].where(document_of != OUTSIDE, OUTSIDE)
-        check_finite(attention, encoder.heads, place_of, {n: k[0] for n, k in enumerate(layer_tensors(cache)[0])})
+        parts = [Rows(p.ids[cached:], position=cached, read_from=p.query_start - cached) for p in asked]
+        attention = context.reader.read(cache, parts).cpu()  # (heads, parts, tokens)
+        piece_of = document_of_tokens(first.documents, cached)
+        indices = torch.tensor(self._indices)
+        document_of = indices[piece_of].where(piece_of != OUTSIDE, OUTSIDE)
+        keys = {layer: keys[0] for layer, keys in enumerate(layer_tensors(cache)[0])}
+        check_finite(attention, context.heads, document_of, keys)
         if self._null is None:
             self._null = attention[:, -1].clone()
-        labels = {place: f"[{number}] " for number, place in enumerate(self._shown, start=1)}
-        offsets = torch.tensor(prompts[0].offsets[:cached], dtype=torch.int32)
+        labels = {index: f"[{number}] " for number, index in enumerate(self._indices, start=1)}
+        offsets = torch.tensor(first.offsets[:cached], dtype=torch.int32)
         return [
-            Reading(calibrate(attention[:, number], self._null), document_of, shown, offsets, labels)
+            Reading(calibrate(attention[:, number], self._null), piece_of, indices, offsets, labels)
             for number in range(len(queries))
         ]
 
-    def _prompt(self, query: str) -> Prompt:
-        return self._encoder.tokenizer.prompt(self._encoder.template, self._contents, query)
+    def keep(self, key: str) -> None:
+        """Leave the whole state in the retriever's cache."""
+        self._store.cache.put(key, self)
 
-    def _check_fits(self, prompt: Prompt) -> None:
-        limit = self._encoder.context_length
-        if limit is not None and len(prompt.ids) > limit:
-            raise ListTooLongError(
-                f"the list with its query is {len(prompt.ids)} tokens long, the context of the model {limit}; use "
-                "QRRetriever.rank, which reads long lists in sliding windows, the mode 'independent', which has no "
-                "such limit, or a shorter list or query"
-            )
+    def recall(self) -> None:
+        """Nothing: the cache holds the state itself."""
 
-    def _run(self, prompt: Prompt, show_progress: bool = False) -> DynamicCache:
+    def _to_read(self, passages: Sequence[Passage]) -> tuple[list[int], list[str]]:
+        """Indices and contents of the documents that are not blank, in the order of the prompt."""
+        indices = [index for index, passage in enumerate(passages) if not passage.is_blank]
+        if self._context.options.layout == "reversed":
+            indices.reverse()
+        return indices, [passages[index].content for index in indices]
+
+    def _lay_out(self, contents: list[str]) -> ListLayout:
+        """The layout of documents as they are; that of the same documents is used again."""
+        last = self._last_laid_out
+        if last is None or last[0] != contents:
+            last = contents, self._context.tokenizer.lay_out(self._context.template, contents)
+            self._last_laid_out = last
+        return last[1]
+
+    def _check_fits(self, tokens: int) -> None:
+        remedy = (
+            "use QRRetriever.rank, which reads long lists in sliding windows, the mode 'independent', which has no "
+            "such limit, or a shorter list or query"
+        )
+        check_length("the list with its query", tokens, self._context.context_length, remedy)
+
+    def _run(self, ids: list[int], show_progress: bool = False) -> DynamicCache:
         """Keys and values of everything before the query span, run from the first changed token on."""
-        ids = prompt.ids[: prompt.query_start]
         cache, cached = self._cache, self._ids
         if cache is not None and ids == cached:
             return cache
@@ -109,9 +146,9 @@ class ListwiseList:
         if cache is not None:
             crop(cache, common)
         if ids[common:]:
-            missing, chunk = torch.tensor([ids[common:]]), self._encoder.options.prefill_tokens
+            missing, chunk = torch.tensor([ids[common:]]), self._context.options.prefill_tokens
             with tqdm(total=missing.numel(), desc="encoding", unit="token", disable=not show_progress) as bar:
-                cache = self._encoder.reader.prefill(missing, cache, chunk, bar.update)
+                cache = self._context.reader.prefill(missing, cache, chunk, bar.update)
         assert cache is not None  # a prompt has at least one token before its query span
         self._cache, self._ids = cache, ids
         return cache

@@ -1,4 +1,4 @@
-"""`independent` and `late`: every passage encoded alone after the shared prefix, all at the same positions.
+"""`independent` and `late`: every passage encoded alone after the shared opening, all at the same positions.
 
 The order of the list cannot matter, cost is linear in the number of passages, and what was run for a passage serves
 every list that it appears in. Under `independent` the query part attends to the keys and values of all passages in
@@ -11,113 +11,107 @@ rests that finds nothing, says little of the passages (benchmarks/reports/choice
 Long passages are cut into pieces that are encoded like passages; scores of a passage's best pieces are added up.
 """
 
-from collections import Counter
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers.cache_utils import DynamicCache
 
 from qrhead_rag.core.attention import Rows
-from qrhead_rag.core.model_view import cache_bytes, cache_of, layer_tensors
+from qrhead_rag.core.model_view import cache_of, joined_cache, layer_tensors
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import CONSTANT_LABEL, NULL_QUERY
 from qrhead_rag.core.scoring import Reading, calibrate, check_finite
 from qrhead_rag.ranking.cache import content_key
-from qrhead_rag.ranking.context import ListContext, ListTooLongError
-from qrhead_rag.ranking.pieces import JoinedPieces, PassagePieces, Piece, PieceToRun, batches, join
+from qrhead_rag.ranking.context import check_length
+from qrhead_rag.ranking.pieces import (
+    ListedPieces,
+    PassagePieces,
+    Piece,
+    PieceToRun,
+    batches,
+    check_saved_pieces,
+    pieces_of_saved,
+)
+from qrhead_rag.ranking.store import ListStore
 
-# Difference of its keys, by their size, that other dtypes and quantization make: 0.03 in bfloat16, 0.5 in rough int4.
-# That of unrelated weights is about 1.4.
-_SAME_MODEL = 0.7
+_LABEL_TOKENS = 8  # by which the number of a text's tokens may change where a label stands before it, generously
+_LONG_TOKEN = 8  # characters a token: a text with more of them is likely to be cut
 
 
-class SeparateList:
-    """A list of passages that are encoded alone, put together for the query."""
+class PerPassage(ABC):
+    """A list of passages that are encoded alone. What is kept, and how it is asked, is said by the mode's own class.
 
-    def __init__(self, encoder: ListContext) -> None:
-        self._encoder = encoder
+    The tensors of a passage are those of the retriever's cache: a list refers to them and copies none.
+    """
+
+    def __init__(self, store: ListStore) -> None:
+        self._store, self._context = store, store.context
         self._passages: dict[str, PassagePieces] = {}  # by content
-        self._contents: dict[int, str] = {}  # by place
-        self._joined: JoinedPieces | None = None
-        self._prefix: DynamicCache | None = None
+        self._contents: dict[int, str] = {}  # by index in the list
+        self._null: Tensor | None = None  # attention of the null query. Shape: (heads, tokens)
         self.truncated: frozenset[int] = frozenset()
+
+    @abstractmethod
+    def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Of every layer's keys and values, those that are kept of a passage, by layer."""
+
+    @abstractmethod
+    def _attend(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
+        """Attention of the selected heads to the opening and the passages. Shape: (heads, parts, tokens)"""
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: the passages' keys and values, or those of all put together, and what the null query found."""
-        if self._joined is not None:
-            return self._joined.nbytes + cache_bytes(self._prefix)
-        return sum(passage.nbytes for passage in self._passages.values()) + cache_bytes(self._prefix)
+        """Bytes of what the passages keep, and of what the null query found."""
+        null = 0 if self._null is None else self._null.nbytes
+        return null + sum(passage.nbytes for passage in self._passages.values())
 
-    def set_passages(self, passages: Sequence[Passage], query: str | None) -> None:
-        """Make this the list; passages that have been run stay run.
+    def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
+        """Never: a list may be of any length, and only one piece has to fit the context with the query."""
+        return False
 
-        Under these modes only one piece has to fit the context with the query.
-        """
-        encoder = self._encoder
-        shown = {place: passage.content for place, passage in enumerate(passages) if not passage.is_blank}
+    def set_passages(self, passages: Sequence[Passage], query: str | None = None) -> None:
+        """Make this the list; passages that have been run stay run."""
+        context = self._context
+        contents = {index: passage.content for index, passage in enumerate(passages) if not passage.is_blank}
         truncated: frozenset[int] = frozenset()
-        if shown and encoder.options.piece_tokens is None:
-            clipped, places = encoder.clip(list(shown.values()), encoder.room(query))
-            truncated = frozenset(list(shown)[place] for place in places)
-            shown = dict(zip(shown, clipped, strict=True))
-        wanted = set(shown.values())
-        left = {text: found for text, found in self._passages.items() if text in wanted}
-        if Counter(self._contents.values()) - Counter(shown.values()):
-            # As slices they would keep the whole in memory, what has left it included.
-            left = {text: found.on_its_own() for text, found in left.items()}
-        joined = self._joined if shown == self._contents else None
+        if contents and context.options.piece_tokens is None:
+            clipped, numbers = context.clip(list(contents.values()), context.room(query))
+            truncated = frozenset(list(contents)[number] for number in numbers)
+            contents = dict(zip(contents, clipped, strict=True))
+        texts = set(contents.values())
+        left = {text: pieces for text, pieces in self._passages.items() if text in texts}
+        null = self._null if list(contents.values()) == list(self._contents.values()) else None
         # At once, whatever interrupts.
-        self._joined, self._contents, self._passages, self.truncated = joined, shown, left, truncated
-
-    def take_over(self, other: "SeparateList") -> None:
-        """Use again, for the list that is set next, what another one of the same encoder has run."""
-        self._passages |= other._passages
+        self._null, self._contents, self._passages, self.truncated = null, contents, left, truncated
 
     def run(self, show_progress: bool = False) -> None:
         """Encode the passages that no list of this retriever has encoded, those of like length together."""
-        encoder = self._encoder
-        prefix = self._run_prefix()
-        wanted = dict.fromkeys(text for text in self._contents.values() if text not in self._passages)
         missing: list[str] = []
-        for text in wanted:
-            found = encoder.kept.get(content_key("passage", text))
-            if found is None:
+        for text in dict.fromkeys(text for text in self._contents.values() if text not in self._passages):
+            cached = self._store.cache.get(content_key("passage", text))
+            if cached is None:
                 missing.append(text)
             else:
-                self._passages[text] = found
-        limit = None if encoder.options.piece_tokens is None else encoder.longest_piece()
-        pieces: dict[str, list[Piece | None]] = {}
-        to_run = []
-        for text in missing:
-            ranges = [(0, len(text))] if limit is None else encoder.tokenizer.sentences(text, limit)
-            pieces[text] = [None] * len(ranges)
-            for number, (start, end) in enumerate(ranges):
-                ids, offsets = encoder.tokenizer.passage(text[start:end])
-                label = len(CONSTANT_LABEL)
-                moved = tuple((a, b) if b <= label else (max(a, label) + start, b + start) for a, b in offsets)
-                to_run.append(PieceToRun(text, number, ids, moved))
+                self._passages[text] = cached
+        if not missing:
+            return
+        opening = self._store.opening.cache().get_seq_length()
+        to_run = self._cut(missing)
+        pieces: dict[str, dict[int, Piece]] = {text: {} for text in missing}
         total = sum(len(piece.ids) for piece in to_run)
         with tqdm(total=total, desc="encoding", unit="token", disable=not show_progress) as bar:
-            for batch in batches(to_run, encoder.options.batch_tokens, prefix.get_seq_length()):
-                keys, values = self._run_batch(prefix, [piece.ids for piece in batch])
-                for row, piece in enumerate(batch):
-                    length = len(piece.ids)
-                    pieces[piece.text][piece.number] = Piece(
-                        torch.tensor(piece.offsets, dtype=torch.int32),
-                        {layer: tensor[row, :, :length].clone() for layer, tensor in keys.items()},
-                        {layer: tensor[row, :, :length].clone() for layer, tensor in values.items()},
-                    )
-                    bar.update(length)
-        for text in missing:
-            passage = PassagePieces(tuple(run for run in pieces[text] if run is not None))
+            for batch in batches(to_run, self._context.options.batch_tokens, opening):
+                for piece, encoded in zip(batch, self._encode(batch), strict=True):
+                    pieces[piece.text][piece.number] = encoded
+                    bar.update(len(piece.ids))
+        for text, by_number in pieces.items():
+            passage = PassagePieces(tuple(by_number[number] for number in sorted(by_number)))
             self._passages[text] = passage
-            encoder.kept.put(content_key("passage", text), passage)
+            self._store.cache.put(content_key("passage", text), passage)
 
-    def read(self, queries: Sequence[str]) -> list[Reading]:
+    def ask(self, queries: Sequence[str]) -> list[Reading]:
         """c(t) of every selected head, for each query; the queries share passes.
 
         Raises:
@@ -125,30 +119,147 @@ class SeparateList:
             ValueError: a window hides part of a document from a head.
             FloatingPointError: attention that is not finite.
         """
-        joined = self._join()
+        context, contents = self._context, self._contents
+        if not contents or not queries:
+            return [Reading.of_nothing(len(context.heads)) for _ in queries]
+        self.run()
+        listed = ListedPieces.of(contents, self._passages)
         # The first time, query and null query share a pass.
-        asked = [*queries] if joined.null is not None else [*queries, NULL_QUERY]
-        attention = self._attend(asked, self._query_position(joined), joined)  # (heads, queries, tokens)
-        if joined.null is None:
-            joined.null = attention[:, -1].clone()
+        asked = [*queries] if self._null is not None else [*queries, NULL_QUERY]
+        attention = self._attention(asked, listed)
+        if self._null is None:
+            self._null = attention[:, -1].clone()
         return [
             Reading(
-                calibrate(attention[:, number], joined.null),
-                joined.piece_of,
-                joined.document_of_piece,
-                joined.offsets,
-                dict.fromkeys(self._contents, CONSTANT_LABEL),
+                calibrate(attention[:, number], self._null),
+                listed.piece_of,
+                listed.document_of_piece,
+                listed.offsets,
+                dict.fromkeys(contents, CONSTANT_LABEL),
             )
             for number in range(len(queries))
         ]
 
+    def keep(self, key: str) -> None:
+        """Leave what the null query found in the retriever's cache, where the passages are already."""
+        if self._null is not None:
+            self._store.cache.put(self._null_key(), self._null)
+
+    def recall(self) -> None:
+        """What the null query found in a list of the same texts."""
+        self._null = self._store.cache.get(self._null_key())
+
+    def _null_key(self) -> str:
+        return content_key("null", *self._contents.values())
+
+    def _cut(self, texts: Sequence[str]) -> list[PieceToRun]:
+        """The pieces of some passages, tokenized."""
+        tokenizer, label = self._context.tokenizer, len(CONSTANT_LABEL)
+        limit = None if self._context.options.piece_tokens is None else self._context.longest_piece()
+        to_run = []
+        for text in texts:
+            if limit is None or len(text) <= _LONG_TOKEN * limit:
+                ids, offsets = tokenizer.passage(text)
+                if limit is None or len(ids) + _LABEL_TOKENS <= limit:
+                    to_run.append(PieceToRun(text, 0, ids, tuple(offsets)))
+                    continue
+            for number, (start, end) in enumerate(tokenizer.sentences(text, limit)):
+                ids, offsets = tokenizer.passage(text[start:end])
+                moved = tuple((a, b) if b <= label else (max(a, label) + start, b + start) for a, b in offsets)
+                to_run.append(PieceToRun(text, number, ids, moved))
+        return to_run
+
+    def _encode(self, batch: Sequence[PieceToRun]) -> list[Piece]:
+        """Run some pieces together, each after the opening."""
+        opening = self._store.opening.cache()
+        start, length = opening.get_seq_length(), max(len(piece.ids) for piece in batch)
+        # Shape: (pieces, tokens). Nothing sees the padding.
+        ids = torch.tensor([piece.ids + [0] * (length - len(piece.ids)) for piece in batch])
+        before = ([tensor.expand(len(batch), -1, -1, -1) for tensor in tensors] for tensors in layer_tensors(opening))
+        cache = self._context.reader.prefill(ids, cache_of(*before), self._context.options.prefill_tokens)
+        keys, values = ([tensor[:, :, start:] for tensor in tensors] for tensors in layer_tensors(cache))
+        keys_kept, values_kept = self._keep(keys, values)
+        return [
+            Piece(
+                torch.tensor(piece.offsets, dtype=torch.int32),
+                {layer: tensor[row, :, : len(piece.ids)].clone() for layer, tensor in keys_kept.items()},
+                {layer: tensor[row, :, : len(piece.ids)].clone() for layer, tensor in values_kept.items()},
+            )
+            for row, piece in enumerate(batch)
+        ]
+
+    def _query_position(self, listed: ListedPieces) -> int:
+        """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
+        return int(self._store.opening.cache().get_seq_length() + listed.positions.max()) + 1
+
+    def _attention(self, queries: Sequence[str], listed: ListedPieces) -> Tensor:
+        """a(t) over the documents' tokens. Shape: (heads, queries, tokens)"""
+        context, position = self._context, self._query_position(listed)
+        parts = []
+        for query in queries:
+            ids, start = context.tokenizer.question(context.template, query)
+            remedy = "use smaller pieces (piece_tokens=) or a shorter query"
+            what = "the longest piece of the list with the query"
+            check_length(what, position + len(ids), context.context_length, remedy)
+            parts.append(Rows(ids, position, start))
+        opening = self._store.opening.cache().get_seq_length()
+        attention = self._attend(parts, listed)[:, :, opening:].cpu()
+        if not bool(torch.isfinite(attention).all()):
+            check_finite(attention, context.heads, listed.document_of_piece[listed.piece_of], listed.joined_keys())
+        return attention
+
+
+class Independent(PerPassage):
+    """Keeps every layer's keys and values of a passage. The query attends to all passages in every layer."""
+
+    def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        return dict(enumerate(keys)), dict(enumerate(values))
+
+    def _attend(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
+        opening = self._store.opening.cache()
+        keys, values = layer_tensors(opening)
+        cache = joined_cache(
+            [[tensor, *(piece.keys[layer][None] for piece in listed.pieces)] for layer, tensor in enumerate(keys)],
+            [[tensor, *(piece.values[layer][None] for piece in listed.pieces)] for layer, tensor in enumerate(values)],
+        )
+        length = opening.get_seq_length()
+        positions = torch.cat([torch.arange(length), listed.positions + length])
+        return self._context.reader.read(cache, parts, key_positions=positions, hidden=length, see_all=True)
+
+
+class Late(PerPassage):
+    """Keeps only the keys that the selected heads look at. Their queries alone meet the passages."""
+
+    def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        dtype = getattr(torch, self._context.options.key_dtype)
+        return {layer: tensor.to(dtype) for layer, tensor in self._context.reader.keys_for_heads(keys).items()}, {}
+
+    def _attend(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
+        opening = self._store.opening.cache()
+        length = opening.get_seq_length()
+        return self._context.reader.read(
+            opening,
+            parts,
+            late_keys=listed.joined_keys(),
+            late_positions=listed.positions + length,
+            hidden=length,
+            see_all=True,
+        )
+
+    def take_over(self, other: "Late") -> None:
+        """Use again, for the list that is set next, what another list of the same retriever has run."""
+        self._passages |= other._passages
+
     def state(self) -> tuple[list[int], dict[str, Tensor]]:
         """What is kept of the list, for a file: the document of each piece, and tensors by name."""
-        joined = self._join()
-        tensors = {f"keys.{layer}": keys for layer, keys in joined.keys.items()}
+        if not self._contents:
+            return [], {}
+        self.run()
+        listed = ListedPieces.of(self._contents, self._passages)
+        tensors = {f"keys.{layer}": keys for layer, keys in listed.joined_keys().items()}
         tensors |= {f"opening.{layer}": keys for layer, keys in self._opening_keys().items()}
-        tensors["offsets"], tensors["piece_of"] = joined.offsets, joined.piece_of.to(torch.int32)
-        return joined.document_of_piece.tolist(), tensors
+        tensors["offsets"], tensors["piece_of"] = listed.offsets, listed.piece_of.to(torch.int32)
+        return listed.document_of_piece.tolist(), tensors
 
     def restore(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
         """Take over what `state` gave for a list of the same texts.
@@ -156,130 +267,16 @@ class SeparateList:
         Raises:
             ValueError: the tensors do not belong together, to the texts or to the model.
         """
-        self._check_state(document_of_piece, tensors)
-        offsets = tensors["offsets"]
-        lengths = torch.bincount(tensors["piece_of"]).tolist()
-        layers = {int(name.removeprefix("keys.")): keys for name, keys in tensors.items() if name[:5] == "keys."}
-        pieces: dict[int, list[Piece]] = {place: [] for place in self._contents}
-        start = 0
-        for place, length in zip(document_of_piece, lengths, strict=True):
-            kept = slice(start, start := start + length)
-            keys = {layer: tensor[:, kept].to(self._encoder.reader.device) for layer, tensor in layers.items()}
-            pieces[place].append(Piece(offsets[kept], keys, {}))
-        self._passages = {text: PassagePieces(tuple(pieces[place])) for place, text in self._contents.items()}
-        self._joined = None
-
-    def _check_state(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
-        encoder = self._encoder
-        tokens, dtype = len(tensors["piece_of"]), getattr(torch, encoder.options.key_dtype)
-        expected = {"piece_of": (torch.int32, (tokens,)), "offsets": (torch.int32, (tokens, 2))}
-        opening = self._opening_keys()
-        for layer, keys in opening.items():
-            expected[f"opening.{layer}"] = dtype, tuple(keys.shape)
-            expected[f"keys.{layer}"] = dtype, (keys.shape[0], tokens, keys.shape[2])
-        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        if found != expected:
-            raise ValueError(f"it holds {sorted(found.items())}, expected {sorted(expected.items())}")
-        for layer, keys in opening.items():
-            own, other = keys.float(), tensors[f"opening.{layer}"].to(keys.device).float()
-            if not float((other - own).norm()) <= _SAME_MODEL * float(own.norm()):
-                raise ValueError(
-                    f"its model has other weights than this one of the same name: keys of layer {layer} differ"
-                )
-        documents = [place for place in document_of_piece if type(place) is int]
-        if documents != sorted(document_of_piece) or set(documents) != set(self._contents):
-            raise ValueError("its pieces do not belong to its texts")
-        piece_of, offsets = tensors["piece_of"].long(), tensors["offsets"]
-        if [number for number, _ in groupby(piece_of.tolist())] != list(range(len(documents))):
-            raise ValueError("its tokens do not belong to its pieces")
-        ends = torch.tensor([len(CONSTANT_LABEL + self._contents[place]) for place in documents])[piece_of]
-        if not bool(((offsets[:, 0] >= 0) & (offsets[:, 0] <= offsets[:, 1]) & (offsets[:, 1] <= ends)).all()):
-            raise ValueError("its tokens lie outside its texts")
+        if not self._contents:
+            return
+        check_saved_pieces(document_of_piece, tensors, self._contents, self._opening_keys())
+        pieces = pieces_of_saved(tensors, self._context.reader.device)
+        by_document: dict[int, list[Piece]] = {index: [] for index in self._contents}
+        for index, piece in zip(document_of_piece, pieces, strict=True):
+            by_document[index].append(piece)
+        self._passages = {text: PassagePieces(tuple(by_document[index])) for index, text in self._contents.items()}
+        self._null = None
 
     def _opening_keys(self) -> dict[int, Tensor]:
-        """Keys of the prompt's opening as `late` stores them, by layer. # each (key heads, tokens, head size)"""
-        encoder = self._encoder
-        keys = encoder.reader.keys_for_heads(layer_tensors(self._run_prefix())[0])
-        return {layer: tensor[0].to(getattr(torch, encoder.options.key_dtype)) for layer, tensor in keys.items()}
-
-    def _query_position(self, joined: JoinedPieces) -> int:
-        """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
-        return int(self._run_prefix().get_seq_length() + joined.places.max()) + 1
-
-    def _attend(self, queries: Sequence[str], position: int, joined: JoinedPieces) -> Tensor:
-        """a(t) over the documents' tokens. # (heads, queries, tokens)"""
-        encoder = self._encoder
-        parts = []
-        for query in queries:
-            ids, start = encoder.tokenizer.question(encoder.template, query)
-            if encoder.context_length is not None and position + len(ids) > encoder.context_length:
-                raise ListTooLongError(
-                    f"the longest piece of the list with the query is {position + len(ids)} tokens long, the context "
-                    f"of the model {encoder.context_length}; use smaller pieces (piece_tokens=) or a shorter query"
-                )
-            parts.append(Rows(ids, position, start))
-        prefix = self._run_prefix()
-        length = prefix.get_seq_length()
-        if encoder.mode == "late":
-            attention = encoder.reader.read(
-                prefix,
-                parts,
-                late_keys=joined.keys,
-                late_positions=joined.places + length,
-                hidden=length,
-                see_all=True,
-            )
-        else:
-            positions = torch.cat([torch.arange(length), joined.places + length])
-            cache = cache_of(
-                [tensor[None] for tensor in joined.keys.values()], [tensor[None] for tensor in joined.values.values()]
-            )
-            attention = encoder.reader.read(cache, parts, key_positions=positions, hidden=length, see_all=True)
-        attention = attention[:, :, length:].cpu()
-        keys = {layer: tensor[:, joined.opening :] for layer, tensor in joined.keys.items()}
-        check_finite(attention, encoder.heads, joined.document_of_piece[joined.piece_of], keys)
-        return attention
-
-    def _join(self) -> JoinedPieces:
-        if self._joined is None:
-            self.run()
-            prefix = self._run_prefix() if self._encoder.mode == "independent" else None
-            joined = join(self._contents, self._passages, prefix)
-            # From here on the passages are held once: as slices of what was put together.
-            start = 0
-            for text in self._contents.values():
-                sliced = []
-                for piece in self._passages[text].pieces:
-                    sliced.append(joined.piece(start, start := start + len(piece.offsets)))
-                self._passages[text] = PassagePieces(tuple(sliced))
-            self._joined = joined
-        return self._joined
-
-    def _run_batch(
-        self, prefix: DynamicCache, rows: Sequence[list[int]]
-    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Keys and values of some pieces, by layer. # each (pieces, key heads, tokens, head size)"""
-        encoder = self._encoder
-        start = prefix.get_seq_length()
-        length = max(len(ids) for ids in rows)
-        padded = torch.tensor(
-            [ids + [0] * (length - len(ids)) for ids in rows]
-        )  # (pieces, tokens): nothing sees padding
-        keys, values = layer_tensors(prefix)
-        cache = cache_of(
-            [tensor.expand(len(rows), -1, -1, -1) for tensor in keys],
-            [tensor.expand(len(rows), -1, -1, -1) for tensor in values],
-        )
-        cache = encoder.reader.prefill(padded, cache, encoder.options.prefill_tokens)
-        keys, values = ([tensor[:, :, start:] for tensor in tensors] for tensors in layer_tensors(cache))
-        if encoder.mode == "late":
-            dtype = getattr(torch, encoder.options.key_dtype)
-            return {layer: found.to(dtype) for layer, found in encoder.reader.keys_for_heads(keys).items()}, {}
-        return dict(enumerate(keys)), dict(enumerate(values))
-
-    def _run_prefix(self) -> DynamicCache:
-        if self._prefix is None:
-            encoder = self._encoder
-            ids = encoder.tokenizer.opening(encoder.template)
-            self._prefix = encoder.reader.prefill(torch.tensor([ids]), chunk=encoder.options.prefill_tokens)
-        return self._prefix
+        """Keys of the prompt's opening as they would be kept, by layer. Shape: (key heads, tokens, head size) each"""
+        return {layer: keys[0] for layer, keys in self._keep(*layer_tensors(self._store.opening.cache()))[0].items()}

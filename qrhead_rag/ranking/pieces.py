@@ -1,14 +1,18 @@
-"""Passages that were read one by one, in pieces if they are long, and how they are put together for a query."""
+"""Passages that were read one by one, in pieces if they are long, and the pieces of a list."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import groupby
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
-from qrhead_rag.core.model_view import layer_tensors
+from qrhead_rag.core.prompt import CONSTANT_LABEL
+
+# Difference of its keys, by their size, that other dtypes and quantization make: 0.03 in bfloat16, 0.5 in rough int4.
+# That of unrelated weights is about 1.4.
+_SAME_MODEL = 0.7
 
 
 @dataclass(frozen=True)
@@ -16,9 +20,9 @@ class Piece:
     """A passage, or a piece of one, as the model has read it alone.
 
     Attributes:
-        offsets: characters of each token, counted from the passage's label. # (tokens, 2)
-        keys: by layer; under `late` only the heads' that look. # each (key heads, tokens, head size)
-        values: by layer; empty under `late`. # each (key heads, tokens, head size)
+        offsets: characters of each token, counted from the passage's label. Shape: (tokens, 2)
+        keys: by layer; under `late` only those of the selected heads. Shape: (key heads, tokens, head size) each
+        values: by layer; empty under `late`. Shape: (key heads, tokens, head size) each
     """
 
     offsets: Tensor
@@ -29,14 +33,6 @@ class Piece:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in (self.offsets, *self.keys.values(), *self.values.values()))
-
-    def on_its_own(self) -> "Piece":
-        """The same, sharing no memory with a list that it is a slice of."""
-        return Piece(
-            _on_its_own(self.offsets),
-            {layer: _on_its_own(keys) for layer, keys in self.keys.items()},
-            {layer: _on_its_own(values) for layer, values in self.values.items()},
-        )
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,6 @@ class PassagePieces:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(piece.nbytes for piece in self.pieces)
-
-    def on_its_own(self) -> "PassagePieces":
-        """The same, sharing no memory with a list that it is a slice of."""
-        return PassagePieces(tuple(piece.on_its_own() for piece in self.pieces))
 
 
 class PieceToRun(NamedTuple):
@@ -89,80 +81,96 @@ def batches(pieces: Sequence[PieceToRun], batch_tokens: int, opening: int) -> It
         yield batch
 
 
-@dataclass
-class JoinedPieces:
-    """A list put together for the query.
+@dataclass(frozen=True)
+class ListedPieces:
+    """The pieces of a list, in its order, and where each of their tokens belongs. The pieces' tensors stay theirs.
 
     Attributes:
-        keys: by layer, under `independent` after those of the prefix. # each (key heads, tokens, head size)
-        values: by layer; empty under `late`. # each (key heads, tokens, head size)
-        places: place of each token in its piece. # (tokens,)
-        piece_of: piece of each token. # (tokens,)
-        document_of_piece: place of each piece's document. # (pieces,)
-        offsets: characters of each token, counted from its document's label. # (tokens, 2)
-        null: what the null query finds, once it has been asked. # (heads, tokens)
+        pieces: as they were read alone.
+        positions: position of each token in its piece. Shape: (tokens,)
+        piece_of: piece of each token. Shape: (tokens,)
+        document_of_piece: index of each piece's document. Shape: (pieces,)
+        offsets: characters of each token, counted from its document's label. Shape: (tokens, 2)
     """
 
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
-    places: Tensor
+    pieces: tuple[Piece, ...]
+    positions: Tensor
     piece_of: Tensor
     document_of_piece: Tensor
     offsets: Tensor
-    null: Tensor | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        own = [self.places, self.piece_of, self.document_of_piece, self.offsets]
-        own += [] if self.null is None else [self.null]
-        return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values(), *own))
+    @classmethod
+    def of(cls, contents: Mapping[int, str], passages: Mapping[str, PassagePieces]) -> Self:
+        """List the pieces of some documents.
 
-    @property
-    def opening(self) -> int:
-        """Tokens of the prompt's opening that keys and values begin with."""
-        return next(iter(self.keys.values())).shape[1] - len(self.places)
-
-    def piece(self, start: int, end: int) -> Piece:
-        """The tokens of a piece, as slices."""
-        first, last = self.opening + start, self.opening + end
-        return Piece(
-            self.offsets[start:end],
-            {layer: keys[:, first:last] for layer, keys in self.keys.items()},
-            {layer: values[:, first:last] for layer, values in self.values.items()},
+        Args:
+            contents: text by index in the list.
+            passages: what was read, by text.
+        """
+        listed = [(index, piece) for index, text in contents.items() for piece in passages[text].pieces]
+        lengths = torch.tensor([len(piece.offsets) for _, piece in listed])
+        return cls(
+            pieces=tuple(piece for _, piece in listed),
+            positions=torch.cat([torch.arange(int(length)) for length in lengths]),
+            piece_of=torch.arange(len(listed)).repeat_interleave(lengths),
+            document_of_piece=torch.tensor([index for index, _ in listed]),
+            offsets=torch.cat([piece.offsets for _, piece in listed]),
         )
 
+    def joined_keys(self) -> dict[int, Tensor]:
+        """Keys of all pieces in one tensor a layer. Shape: (key heads, tokens, head size) each"""
+        layers = self.pieces[0].keys
+        return {layer: torch.cat([piece.keys[layer] for piece in self.pieces], dim=1) for layer in layers}
 
-def join(contents: dict[int, str], passages: dict[str, PassagePieces], prefix: DynamicCache | None) -> JoinedPieces:
-    """Put the passages of a list together, in its order.
+
+def pieces_of_saved(tensors: Mapping[str, Tensor], device: torch.device) -> list[Piece]:
+    """The pieces of a saved list, in its order, each with tensors of its own."""
+    layers = {int(name.removeprefix("keys.")): keys for name, keys in tensors.items() if name.startswith("keys.")}
+    pieces, start = [], 0
+    for length in torch.bincount(tensors["piece_of"]).tolist():
+        own = slice(start, start := start + length)
+        keys = {layer: tensor[:, own].clone().to(device) for layer, tensor in layers.items()}
+        pieces.append(Piece(tensors["offsets"][own].clone(), keys, {}))
+    return pieces
+
+
+def check_saved_pieces(
+    document_of_piece: Sequence[int],
+    tensors: Mapping[str, Tensor],
+    contents: Mapping[int, str],
+    opening: Mapping[int, Tensor],
+) -> None:
+    """Refuse the tensors of a saved list that do not belong together, to the texts or to the model.
 
     Args:
-        contents: text by place in the list.
-        passages: what was read, by text.
-        prefix: keys and values of the prompt's opening, where they come first.
+        document_of_piece: index of each piece's document.
+        tensors: those of the file, by name.
+        contents: text by index in the list.
+        opening: keys of the prompt's opening as this model reads it, by layer.
+
+    Raises:
+        ValueError: names what does not belong.
     """
-    pieces = [(place, piece) for place, text in contents.items() for piece in passages[text].pieces]
-    lengths = torch.tensor([len(piece.offsets) for _, piece in pieces])
-    before = layer_tensors(prefix) if prefix is not None else ([], [])
-
-    def together(name: str, of_prefix: Sequence[Tensor]) -> dict[int, Tensor]:
-        layers = getattr(pieces[0][1], name)
-        return {
-            layer: torch.cat(
-                [*(t[0] for t in of_prefix[layer : layer + 1]), *(getattr(p, name)[layer] for _, p in pieces)], 1
+    tokens = len(tensors["piece_of"])
+    expected = {"piece_of": (torch.int32, (tokens,)), "offsets": (torch.int32, (tokens, 2))}
+    for layer, keys in opening.items():
+        expected[f"opening.{layer}"] = keys.dtype, tuple(keys.shape)
+        expected[f"keys.{layer}"] = keys.dtype, (keys.shape[0], tokens, keys.shape[2])
+    actual = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if actual != expected:
+        raise ValueError(f"it holds {sorted(actual.items())}, expected {sorted(expected.items())}")
+    for layer, keys in opening.items():
+        own, other = keys.float(), tensors[f"opening.{layer}"].to(keys.device).float()
+        if not float((other - own).norm()) <= _SAME_MODEL * float(own.norm()):
+            raise ValueError(
+                f"its model has other weights than this one of the same name: keys of layer {layer} differ"
             )
-            for layer in layers
-        }
-
-    return JoinedPieces(
-        keys=together("keys", before[0]),
-        values=together("values", before[1]),
-        places=torch.cat([torch.arange(int(length)) for length in lengths]),
-        piece_of=torch.arange(len(pieces)).repeat_interleave(lengths),
-        document_of_piece=torch.tensor([place for place, _ in pieces]),
-        offsets=torch.cat([piece.offsets for _, piece in pieces]),
-    )
-
-
-def _on_its_own(tensor: Tensor) -> Tensor:
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    documents = [index for index in document_of_piece if type(index) is int]
+    if documents != sorted(document_of_piece) or set(documents) != set(contents):
+        raise ValueError("its pieces do not belong to its texts")
+    piece_of, offsets = tensors["piece_of"].long(), tensors["offsets"]
+    if [number for number, _ in groupby(piece_of.tolist())] != list(range(len(documents))):
+        raise ValueError("its tokens do not belong to its pieces")
+    ends = torch.tensor([len(CONSTANT_LABEL + contents[index]) for index in documents])[piece_of]
+    if not bool(((offsets[:, 0] >= 0) & (offsets[:, 0] <= offsets[:, 1]) & (offsets[:, 1] <= ends)).all()):
+        raise ValueError("its tokens lie outside its texts")

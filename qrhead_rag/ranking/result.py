@@ -5,14 +5,18 @@ document sum to its score. This file holds them as data; `show/html.py` draws th
 terminal.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Literal, Self, TypeAlias, overload
+
+import torch
+from torch import Tensor
 
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.scoring import Evidence
+from qrhead_rag.core.selection import Selection, rank_order, select
 from qrhead_rag.files import write_text
 
 
@@ -174,6 +178,18 @@ def explain_passage(
     return ExplainedPassage(index, score, passage, tuple(tokens), truncated)
 
 
+def blank_lowest(scores: Tensor, passages: Sequence[Passage]) -> Tensor:
+    """Scores in which a blank passage, which is not read, has the lowest of the list; 0 where all are blank.
+
+    Shape: (..., passages)
+    """
+    blank = torch.tensor([passage.is_blank for passage in passages], dtype=torch.bool)
+    if bool(blank.all()):
+        return torch.zeros_like(scores)
+    lowest = scores.masked_fill(blank, torch.inf).amin(dim=-1, keepdim=True)  # (..., 1)
+    return scores.where(~blank, lowest)
+
+
 @dataclass(frozen=True)
 class RankedPassage:
     """A passage with its place in the caller's list and its score.
@@ -207,7 +223,43 @@ class Ranking(Sequence[RankedPassage]):
     passages: tuple[RankedPassage, ...]
     mode: Mode
     windowed: bool = False
-    _evidence: tuple[Evidence | None, ...] = field(default=(), repr=False, compare=False)
+    _evidence: tuple[Evidence | None, ...] | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        query: str,
+        passages: Sequence[Passage],
+        scores: Tensor,
+        evidence: Sequence[Evidence | None],
+        selection: Selection,
+        token_counts: Sequence[int] | None,
+        mode: Mode,
+        truncated: Collection[int],
+        *,
+        windowed: bool = False,
+        order: Sequence[int] | None = None,
+    ) -> Self:
+        """What is kept of a list that was read, best first or in its own order. Blank passages stand last.
+
+        Args:
+            query: the query.
+            passages: the whole list.
+            scores: s(d) of each passage; those of blank ones do not matter. Shape: (passages,)
+            evidence: what each passage's tokens contributed; None for one that was not read.
+            selection: what is kept.
+            token_counts: tokens of each passage, needed with `selection.max_tokens`.
+            mode: how the documents were run through the model.
+            truncated: indices of the passages that were read only in part.
+            windowed: whether the list was ranked in windows.
+            order: indices of the passages that are not blank, best first, where that is not the order of their scores.
+        """
+        values = blank_lowest(scores, passages).tolist()
+        blank = [index for index, passage in enumerate(passages) if passage.is_blank]
+        read = [index for index in (rank_order(values) if order is None else order) if not passages[index].is_blank]
+        kept = select(values, selection, token_counts, [*read, *blank])
+        ranked = (RankedPassage(index, values[index], passages[index], index in truncated) for index in kept)
+        return cls(query, tuple(ranked), mode, windowed, tuple(evidence))
 
     @property
     def truncated(self) -> tuple[int, ...]:
@@ -215,13 +267,20 @@ class Ranking(Sequence[RankedPassage]):
         return tuple(ranked.index for ranked in self.passages if ranked.truncated)
 
     def explain(self) -> Explanation:
-        """Per token of every kept passage, what it contributed to the score."""
+        """Per token of every kept passage, what it contributed to the score.
+
+        Raises:
+            ValueError: the ranking was made by hand.
+        """
+        evidence = self._evidence
+        if evidence is None:
+            raise ValueError(
+                "this ranking was made by hand and does not hold what each token contributed; expected one that "
+                "QRRetriever.rank or EncodedPassages.rank gave: explain that one"
+            )
         return Explanation(
             self.query,
-            tuple(
-                explain_passage(r.index, r.score, r.passage, self._evidence[r.index], r.truncated)
-                for r in self.passages
-            ),
+            tuple(explain_passage(r.index, r.score, r.passage, evidence[r.index], r.truncated) for r in self.passages),
         )
 
     def _repr_html_(self) -> str:

@@ -1,7 +1,7 @@
 """QRRetriever: a language model's own attention as a reranker (Zhang et al., EMNLP 2025, arXiv 2506.09944)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -14,12 +14,15 @@ from qrhead_rag.core.attention import HeadReader
 from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
 from qrhead_rag.core.prompt import PromptTemplate, PromptTokenizer
+from qrhead_rag.core.scoring import Reading
 from qrhead_rag.core.selection import Order, Selection
 from qrhead_rag.models.loading import LoadedModel, load_model, share_model
-from qrhead_rag.ranking.cache import content_key
-from qrhead_rag.ranking.context import Layout, ListContext, ListOptions
+from qrhead_rag.ranking.cache import ByteCache
+from qrhead_rag.ranking.context import Layout, ListContext, ListOptions, warn_of_truncation
 from qrhead_rag.ranking.encoded import EncodedPassages
-from qrhead_rag.ranking.result import Ranking
+from qrhead_rag.ranking.modes import known_list, read_list
+from qrhead_rag.ranking.result import Ranking, blank_lowest
+from qrhead_rag.ranking.store import ListStore, Opening
 from qrhead_rag.ranking.windows import rank_in_windows
 
 
@@ -112,7 +115,7 @@ class QRRetriever:
         mode = mode or loaded.heads.mode
         config = loaded.model.config.get_text_config()
         with loaded.lock:
-            self._encoder = ListContext(
+            context = ListContext(
                 reader=HeadReader(loaded.model, loaded.heads.heads),
                 tokenizer=PromptTokenizer(loaded.tokenizer),
                 template=PromptTemplate.for_tokenizer(loaded.tokenizer, options.instruction),
@@ -128,16 +131,13 @@ class QRRetriever:
                     "mode": mode,
                 },
             )
-
-    @property
-    def encoder(self) -> ListContext:
-        """What every list of this retriever is encoded with."""
-        return self._encoder
+        self._context = context
+        self._store = ListStore(context, ByteCache(options.cache_bytes), Opening(context))
 
     @property
     def options(self) -> ListOptions:
         """How lists are read."""
-        return self._encoder.options
+        return self._context.options
 
     @property
     def heads(self) -> HeadSet:
@@ -147,17 +147,22 @@ class QRRetriever:
     @property
     def mode(self) -> Mode:
         """How the documents are run through the model."""
-        return self._encoder.mode
+        return self._context.mode
 
     @property
     def layout(self) -> Layout:
         """How the list is laid into the prompt."""
-        return self._encoder.options.layout
+        return self._context.options.layout
 
     @property
     def instruction(self) -> str:
         """The late instruction that the prompt puts before the query."""
-        return self._encoder.template.instruction
+        return self._context.template.instruction
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that a prompt may have; None where the model's configuration names no limit."""
+        return self._context.context_length
 
     @property
     def model(self) -> PreTrainedModel:
@@ -189,17 +194,24 @@ class QRRetriever:
             TypeError, ValueError: a blank query or a document of the wrong type.
             ListTooLongError: list and query are longer than the model's context; `rank` reads such a list in windows.
         """
-        with self._encoder.lock, self._kept_list(check_query(query), as_passages(documents)) as encoded:
-            return encoded.score(query)
+        query, passages = check_query(query), as_passages(documents)
+        scores: list[float] = blank_lowest(self._read(query, passages).scores(len(passages))[0], passages).tolist()
+        return scores
 
     def head_scores(self, query: str, documents: Iterable[Document]) -> Tensor:
         """Scores by each selected head alone, calibrated and masked per head, as detection needs them.
 
         Returns:
-            Rows in the order of `heads.heads`. # (heads, documents)
+            Rows in the order of `heads.heads`. Shape: (heads, documents)
         """
-        with self._encoder.lock, self._kept_list(check_query(query), as_passages(documents)) as encoded:
-            return encoded.head_scores(query)
+        query, passages = check_query(query), as_passages(documents)
+        return blank_lowest(self._read(query, passages).head_scores(len(passages)), passages)
+
+    def _read(self, query: str, passages: list[Passage]) -> Reading:
+        with self._context.lock:
+            reading, truncated = read_list(*known_list(self._store, passages), query, passages)
+        warn_of_truncation(passages, truncated)
+        return reading
 
     def rank(
         self,
@@ -231,27 +243,18 @@ class QRRetriever:
         """
         query, passages = check_query(query), as_passages(documents)
         selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        if self.mode == "listwise":
-            with self._encoder.lock:
-                needs_windows = self._encoder.needs_windows(passages, query)
-            if needs_windows:
-                return rank_in_windows(self._encoder, query, passages, selection, token_counter or self.count_tokens)
-        with self._encoder.lock, self._kept_list(query, passages) as encoded:
-            return encoded.rank_selected([query], selection, token_counter)[0]
+        with self._context.lock:
+            key, state = known_list(self._store, passages)
+            windows = state.needs_windows(passages, query)
+            read = None if windows else read_list(key, state, query, passages)
+        if read is None:
+            return rank_in_windows(self._store, query, passages, selection, token_counter)
+        reading, truncated = read
+        warn_of_truncation(passages, truncated)
+        counts = self._context.token_counts(passages, selection, token_counter)
+        return Ranking.of(query, passages, *reading.scores(len(passages)), selection, counts, self.mode, truncated)
 
-    @contextmanager
-    def _kept_list(self, query: str, passages: list[Passage]) -> Iterator[EncodedPassages]:
-        """The passages encoded, using and leaving behind what the cache holds of the same texts.
-
-        Whoever calls it holds the lock, so that nothing interrupted in between can keep it.
-        """
-        encoder = self._encoder
-        key = content_key("list", *(passage.content for passage in passages))
-        encoded = EncodedPassages(encoder, passages, query, held=encoder.kept.get(key))
-        yield encoded
-        encoder.kept.put(key, encoded.held)
-
-    def rank_batch(
+    def rank_lists(
         self,
         queries: Sequence[str],
         lists: Sequence[Iterable[Document]],
@@ -271,10 +274,25 @@ class QRRetriever:
             ValueError: another number of queries than of lists.
         """
         if isinstance(queries, str) or len(queries) != len(lists):
-            found = "one string" if isinstance(queries, str) else f"{len(queries)} queries"
-            raise ValueError(f"found {found} and {len(lists)} lists; expected as many queries as lists")
+            count = "one string" if isinstance(queries, str) else f"{len(queries)} queries"
+            raise ValueError(f"found {count} and {len(lists)} lists; expected as many queries as lists")
         pairs = tqdm(zip(queries, lists, strict=True), total=len(queries), desc="ranking", disable=not show_progress)
         return [self.rank(query, documents, **options) for query, documents in pairs]
+
+    def rank_batch(self, queries: Sequence[str], lists: Sequence[Iterable[Document]], **options: Any) -> list[Ranking]:
+        """The former name of `rank_lists`."""
+        warnings.warn("rank_batch is now called rank_lists", DeprecationWarning, stacklevel=2)
+        return self.rank_lists(queries, lists, **options)
+
+    def needs_windows(self, query: str, documents: Iterable[Document]) -> bool:
+        """Whether `rank` reads this list in sliding windows, and `score` refuses it: it is longer than the context.
+
+        Raises:
+            ListTooLongError: the query leaves no room for any document.
+        """
+        query, passages = check_query(query), as_passages(documents)
+        with self._context.lock:
+            return known_list(self._store, passages)[1].needs_windows(passages, query)
 
     def encode(self, documents: Iterable[Document], *, show_progress: bool = False) -> EncodedPassages:
         """Run the documents once, to ask them many queries.
@@ -288,11 +306,12 @@ class QRRetriever:
         Raises:
             ListTooLongError: under `listwise`, the list is longer than the model's context.
         """
-        return EncodedPassages(self._encoder, documents).encode(show_progress=show_progress)
+        return EncodedPassages(self._store, documents).encode(show_progress=show_progress)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, read as plain text by the model's tokenizer."""
-        return self._encoder.count_tokens(text)
+        with self._context.lock:
+            return self._context.tokenizer.count(text)
 
 
 def check_mode(mode: Mode | None) -> Mode | None:

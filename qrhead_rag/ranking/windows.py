@@ -7,13 +7,15 @@ the next window.
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.scoring import Evidence, NotFiniteError
-from qrhead_rag.core.selection import Selection, select
-from qrhead_rag.ranking.context import ListContext, ListTooLongError, warn_caller, warn_of_truncation
-from qrhead_rag.ranking.encoded import EncodedPassages
-from qrhead_rag.ranking.result import RankedPassage, Ranking
+from qrhead_rag.core.passage import Passage, as_passages
+from qrhead_rag.core.scoring import Evidence, NotFiniteError, Reading
+from qrhead_rag.core.selection import Selection, rank_order
+from qrhead_rag.ranking.context import ListTooLongError, check_length, warn_caller, warn_of_truncation
+from qrhead_rag.ranking.modes import new_list
+from qrhead_rag.ranking.result import Ranking
+from qrhead_rag.ranking.store import ListStore
 
 _MEMORY_RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory")  # accelerators, then CPUs
 
@@ -69,85 +71,91 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _MEMORY_RAN_OUT)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY_RAN_OUT)
 
 
 def rank_in_windows(
-    encoder: ListContext,
+    store: ListStore,
     query: str,
     passages: Sequence[Passage],
     selection: Selection,
-    token_counter: Callable[[str], int],
+    token_counter: Callable[[str], int] | None,
 ) -> Ranking:
     """The documents of a list ordered by score, each scored in the last window that it stood in.
 
-    Warns of the windows. Where memory runs out, the list is read in smaller ones, which the warning says too.
+    The lock is taken for each window, so that other threads' lists are ranked in between. Warns of the windows. Where
+    memory runs out, the list is read in smaller ones, which the warning says too.
 
     Raises:
         ListTooLongError: the query leaves no room for two documents, or the window asked for (window=) does not fit.
     """
-    read = [place for place, passage in enumerate(passages) if not passage.is_blank]
-    blank = [place for place, passage in enumerate(passages) if passage.is_blank]
-    with encoder.lock:
-        room = encoder.room(query)
-        if room // 2 <= encoder.size("") + 2:
-            raise ListTooLongError(
-                f"the query leaves {room:.0f} of the {encoder.context_length} tokens of the model's context, which is "
-                "no room for two documents to be compared; use a shorter query"
-            )
+    context = store.context
+    read = [index for index, passage in enumerate(passages) if not passage.is_blank]
+    with context.lock:
+        room = context.room(query, documents=2)
         # Windows order documents by comparing them, so that every two of them have to fit one prompt.
-        contents, clipped = encoder.clip([passages[place].content for place in read], room // 2)
-        sizes = [encoder.size(content) for content in contents]
-    truncated = {read[place] for place in clipped}
+        contents, clipped = context.clip([passages[index].content for index in read], room // 2)
+        sizes = [context.size(content) for content in contents]
+    truncated = {read[number] for number in clipped}
     warn_of_truncation(passages, truncated)
-    wanted = window_size(sizes, room, encoder.options.window)
-    scores = [0.0] * len(passages)
+    size = window_size(sizes, room, context.options.window)
+    scores = torch.zeros(len(passages))
     evidence: list[Evidence | None] = [None] * len(passages)
 
-    def best_first(places: list[int]) -> list[int]:
-        try:
-            encoded = EncodedPassages(encoder, [contents[place] for place in places], query)
-        except ListTooLongError as error:
-            raise ListTooLongError(
-                f"window={len(places)} documents do not fit the model's context of {encoder.context_length} "
-                "tokens; use a smaller window, or None for as many as fit"
-            ) from error
-        try:
-            found, tokens = encoded.scored([query])[0]
-        except NotFiniteError as error:
-            document = None if error.document is None else read[places[error.document]]
-            raise NotFiniteError(error.layer, error.head, document) from error
-        for place, score, token in zip(places, found, tokens, strict=True):
-            scores[read[place]], evidence[read[place]] = score, token
-        return sorted(places, key=lambda place: -scores[read[place]])
+    def best_first(numbers: list[int]) -> list[int]:
+        indices = torch.tensor([read[number] for number in numbers])
+        reading = _read_window(store, query, [contents[number] for number in numbers], indices)
+        of_window, tokens = reading.scores(len(numbers))
+        scores[indices] = of_window
+        for index, token in zip(indices.tolist(), tokens, strict=True):
+            evidence[index] = token
+        return [numbers[place] for place in rank_order(of_window.tolist())]
 
-    order, window, stride = _slide(encoder, len(read), wanted, best_first)
-    more = f" (memory ran out with {wanted})" if window < wanted else ""
+    order, window, stride = _slide(store, len(read), size, best_first)
+    more = f" (memory ran out with {size})" if window < size else ""
     warn_caller(
-        f"{len(passages)} documents are longer together than the model's context of {encoder.context_length} "
+        f"{len(passages)} documents are longer together than the model's context of {context.context_length} "
         f"tokens: ranked in sliding windows of {window}{more}, moved by {stride}; scores are those of each "
         "document's last window"
     )
-    for place in blank:
-        scores[place] = min(scores[place] for place in read)
-    ranking = [read[place] for place in order] + blank
-    counts = [token_counter(passage.content) for passage in passages] if selection.max_tokens is not None else None
-    kept = select(scores, selection, counts, ranking)
-    return Ranking(
-        query,
-        tuple(RankedPassage(place, scores[place], passages[place], place in truncated) for place in kept),
-        encoder.mode,
-        windowed=True,
-        _evidence=tuple(evidence),
+    counts = context.token_counts(passages, selection, token_counter)
+    best = [read[number] for number in order]
+    return Ranking.of(
+        query, passages, scores, evidence, selection, counts, context.mode, truncated, windowed=True, order=best
     )
 
 
+def _read_window(store: ListStore, query: str, contents: Sequence[str], indices: Tensor) -> Reading:
+    """What the query finds in one window.
+
+    Args:
+        store: of the retriever.
+        query: the question.
+        contents: of the documents.
+        indices: of the documents in the whole list, for errors.
+    """
+    context = store.context
+    state = new_list(store)
+    try:
+        with context.lock:
+            state.set_passages(as_passages(contents), query)
+            (reading,) = state.ask([query])
+    except ListTooLongError as error:
+        what, remedy = f"window={len(contents)} documents with the query", "use a smaller window, or None"
+        check_length(what, error.tokens, context.context_length, f"{remedy} for as many documents as fit")
+        raise
+    except NotFiniteError as error:
+        document = None if error.document is None else int(indices[error.document])
+        raise NotFiniteError(error.layer, error.head, document) from error
+    return reading
+
+
 def _slide(
-    encoder: ListContext, num_documents: int, window: int, best_first: Callable[[list[int]], list[int]]
+    store: ListStore, num_documents: int, window: int, best_first: Callable[[list[int]], list[int]]
 ) -> tuple[list[int], int, int]:
     """Order, window and stride; where memory runs out, the whole list again in windows half as long."""
     while True:
-        stride = min(encoder.options.stride or max(1, window // 2), window)
+        stride = min(store.context.options.stride or max(1, window // 2), window)
         try:
             return slide(num_documents, window, stride, best_first), window, stride
         except (MemoryError, RuntimeError) as error:
@@ -155,5 +163,5 @@ def _slide(
                 raise
         # Only after the handler is what the failed pass held let go of.
         window = max(2, min(window, num_documents) // 2)
-        with encoder.lock:
-            encoder.kept.clear()
+        with store.context.lock:
+            store.clear()

@@ -11,6 +11,7 @@ import torch
 
 from qrhead_rag import QRRetriever
 from qrhead_rag.core.passage import as_passages
+from qrhead_rag.ranking.store import store_of
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "reference_scores.json").read_text(encoding="utf-8"))
 CASES = REFERENCE["cases"]
@@ -38,7 +39,7 @@ def close(found, wanted):
 
 @by_name
 def test_ids_and_spans(embedded_all, case):
-    encoder = embedded_all.encoder
+    encoder = store_of(embedded_all).context
     contents = [passage.content for passage in as_passages(case["documents"])]
     prompt = encoder.tokenizer.prompt(encoder.template, contents, case["query"])
     assert prompt.ids == case["input_ids"]

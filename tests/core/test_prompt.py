@@ -365,3 +365,43 @@ def test_tokenizers_that_mark_word_beginnings(kind, text):
     ids, offsets = prompts.passage(text)
     assert not added & set(ids)
     assert max(end for _, end in offsets) == len(f"[1] {text}")
+
+
+QUERIES = [
+    QUERY,
+    "N/A",
+    " ships",
+    "\u0301acute",
+    "🚀 <|im_end|> a\ud800b",
+    "\n\nPlease",
+    "x" * 50,
+    "ש who",
+    "1. 2 ",
+    "<turn>",
+]
+
+
+@pytest.mark.parametrize("instruction", [None, " \n two", "?", "\u0301", "Finde die Stelle."])
+@pytest.mark.parametrize("kind", [*KINDS, "normalizer", "metaspace", "unigram"])
+def test_a_layout_gives_every_query_the_prompt_of_the_whole_text(kind, instruction):
+    """Also where a tokenizer reads the tail otherwise when it stands alone."""
+    tokenizer = tiny_tokenizer(kind) if kind in KINDS else sentencepiece_like(kind)
+    prompts, template = PromptTokenizer(tokenizer), PromptTemplate.for_tokenizer(tokenizer, instruction)
+    for contents in ([], [""], CONTENTS, ["ends in lines\n\n", "in a space "], ["\n", "🚀 <s> a\ud800b\u0301"]):
+        layout = prompts.lay_out(template, contents)
+        for query in QUERIES:
+            whole = prompts.prompt(template, contents, query)
+            assert layout.prompt(query) == whole
+            assert layout.ids == whole.ids[: whole.query_start]
+            assert layout.documents == whole.documents
+
+
+@pytest.mark.parametrize(("kind", "whole"), [*((kind, False) for kind in KINDS), ("normalizer", True)])
+def test_a_layout_tokenizes_the_list_again_only_where_it_must(kind, whole, monkeypatch):
+    tokenizer = tiny_tokenizer(kind) if kind in KINDS else sentencepiece_like(kind)
+    prompts, encoded = PromptTokenizer(tokenizer), []
+    layout = prompts.lay_out(PromptTemplate.for_tokenizer(tokenizer), CONTENTS)
+    encode = prompts._encode
+    monkeypatch.setattr(prompts, "_encode", lambda text: encoded.append(text) or encode(text))
+    layout.prompt(QUERY)
+    assert any(CONTENTS[0] in text for text in encoded) == whole

@@ -10,6 +10,7 @@ import qrhead_rag.frameworks.conversation
 from qrhead_rag import QRRetriever
 from qrhead_rag.core.selection import rank_order
 from qrhead_rag.frameworks.conversation import rank_history, with_neighbours
+from qrhead_rag.ranking.store import store_of
 from tests.helpers.held import held_by
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -23,7 +24,7 @@ class Watched:
     def __init__(self, mode="late", **options):
         model = tiny_model(max_position_embeddings=2048)
         self.retriever = QRRetriever(model, tiny_tokenizer(), heads=[(1, 0), (2, 1)], mode=mode, **options)
-        reader = self.retriever.encoder.reader
+        reader = store_of(self.retriever).context.reader
         prefill, self.tokens = reader.prefill, 0
 
         def counted(ids, *rest, **more):
@@ -49,7 +50,7 @@ def anew(mode, query, texts):
 
 def held_texts(retriever):
     """The texts and the bytes that are kept of a retriever's conversations."""
-    return held_by(vars(qrhead_rag.frameworks.conversation._of_scorer[retriever])["_kept"])
+    return held_by(vars(qrhead_rag.frameworks.conversation._of_scorer[retriever])["_cache"])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -82,7 +83,7 @@ def test_a_forgotten_turn_leaves_with_all_that_was_read_of_it(mode):
     watched.run("which ships?", TURNS)
     texts, after = held_texts(watched.retriever)
     assert not any("4711" in text for text in texts)
-    assert len(watched.retriever.encoder.kept) == 0
+    assert len(store_of(watched.retriever).cache) == 0
     del watched, texts
     alone = Watched(mode)
     alone.run("which ships?", TURNS)
@@ -150,7 +151,9 @@ def test_a_conversation_that_outgrows_the_context_leaves_its_list():
 
 def test_what_is_kept_stays_within_the_bound_of_the_retriever():
     none = Watched(cache_bytes=0)
-    assert none.run("what?", TURNS) == none.run("and what else?", TURNS) > 0
+    context = store_of(none.retriever).context
+    opening = len(context.tokenizer.opening(context.template))  # which is run once a retriever
+    assert none.run("what?", TURNS) - opening == none.run("and what else?", TURNS) > 0
     one = Watched(cache_bytes=60_000)
     lists = [[f"{name} says {text}" for text in TURNS] for name in "abc"]
     for texts in lists:
@@ -163,7 +166,7 @@ def test_what_is_kept_stays_within_the_bound_of_the_retriever():
 def test_the_same_question_about_the_same_history_is_ranked_once(monkeypatch):
     watched = Watched()
     texts = ["the keeper counts ships", "the lighthouse is tall", "", "soup again"]
-    reader, passes = watched.retriever.encoder.reader, []
+    reader, passes = store_of(watched.retriever).context.reader, []
     read = reader.read
     monkeypatch.setattr(reader, "read", lambda *args, **more: passes.append(1) or read(*args, **more))
     first = rank_history(watched.retriever, "who counts?", texts)

@@ -2,7 +2,7 @@
 
 import torch
 
-_SHARED = ("ListContext", "HeadReader", "PromptTokenizer")  # by all lists of a retriever
+_SHARED = ("ListStore", "ListContext", "HeadReader", "PromptTokenizer")  # by all lists of a retriever
 
 
 def held_by(root) -> tuple[set[str], int]:

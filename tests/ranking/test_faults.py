@@ -20,6 +20,7 @@ from qrhead_rag import LabelledExample, Passage, QRRetriever
 from qrhead_rag.core.model_view import cache_argument
 from qrhead_rag.detect.recording import record
 from qrhead_rag.models.quiet import quiet
+from qrhead_rag.ranking.store import store_of
 from qrhead_rag.ranking.windows import is_out_of_memory
 from tests.core.test_attention import snapshot
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
@@ -105,9 +106,9 @@ def lock_is_free(retriever):
     found = []
 
     def try_lock():
-        found.append(retriever.encoder.lock.acquire(timeout=5))
+        found.append(store_of(retriever).context.lock.acquire(timeout=5))
         if found[0]:
-            retriever.encoder.lock.release()
+            store_of(retriever).context.lock.release()
 
     thread = threading.Thread(target=try_lock)
     thread.start()
@@ -119,7 +120,7 @@ def assert_as_fresh(retriever, fresh):
     """Scores of a retriever that nothing has happened to; caches whose books agree."""
     for asked, wanted in zip(ASKED, fresh[retriever.mode], strict=True):
         assert retriever.score(*asked) == pytest.approx(wanted, abs=1e-5)
-    kept = retriever.encoder.kept
+    kept = store_of(retriever).cache
     assert kept.nbytes == sum(size for _, size in kept._entries.values())
 
 
@@ -128,7 +129,7 @@ def extended(retriever):
     encoded.score(QUERY)
     encoded.extend(MORE)
     encoded.remove(1)
-    encoded.rank_many([QUERY, OTHER])
+    encoded.rank_queries([QUERY, OTHER])
 
 
 ACTIONS = {
@@ -154,7 +155,7 @@ def test_a_stop_at_any_layer_leaves_everything_usable(model, fresh, mode, stop, 
     for number, layer in enumerate(LAYERS):
         retriever, before = make(model, mode), str(snapshot(model))
         for at, action in zip((0, 1, 2), random.Random(number).sample(list(ACTIONS.values()), 3), strict=True):
-            retriever.encoder.kept.clear()
+            store_of(retriever).clear()
             with stopped(module_of(model, layer), stop, at) as calls, pytest.raises(error) as caught:
                 action(retriever)
             assert len(calls) == at + 1
@@ -218,7 +219,7 @@ def test_an_interruption_anywhere_leaves_everything_usable(model, fresh, mode):
             action(make(model, mode))
         retriever, before = make(model, mode, cache_bytes=200_000), str(snapshot(model))
         for at in sorted(rng.sample(range(1, seen[0]), 16)):
-            retriever.encoder.kept.clear()
+            store_of(retriever).clear()
             free = True
             try:
                 with interrupted(at):
@@ -226,7 +227,7 @@ def test_an_interruption_anywhere_leaves_everything_usable(model, fresh, mode):
             except KeyboardInterrupt:
                 free = lock_is_free(retriever)  # while the stack is held
             assert free
-            kept = retriever.encoder.kept
+            kept = store_of(retriever).cache
             assert kept.nbytes == sum(size for _, size in kept._entries.values())
         assert str(snapshot(model)) == before
         assert_as_fresh(retriever, fresh)
@@ -374,7 +375,7 @@ LONG = [" ".join(random.Random(number).choices(WORDS, k=12)) for number in range
 @pytest.fixture(scope="module")
 def narrow(model):
     """Options under which the long list does not fit the context, and the tokens that seven documents take."""
-    encoder = make(model).encoder
+    encoder = store_of(make(model)).context
     length = len(encoder.tokenizer.prompt(encoder.template, LONG, QUERY).ids)
     options = {"prefill_tokens": 2048, "context_length": length - 1, "window": 20}
     return options, encoder.tokenizer.prompt(encoder.template, LONG[:7], QUERY).query_start
@@ -423,12 +424,12 @@ def test_smaller_windows_begin_when_the_memory_of_the_failed_pass_is_given_back(
 
     retriever = make(model, **narrow[0])
     retriever.score(QUERY, MORE)
-    assert len(retriever.encoder.kept) == 1
+    assert len(store_of(retriever).cache) == 1
     with memory_for(model, narrow[1], fail, lambda: alive.append([ref() for ref in raised])):
         windowed(retriever, QUERY, LONG)
     assert len(raised) == 2
     assert alive == [[], [None]]
-    assert len(retriever.encoder.kept) == 0
+    assert len(store_of(retriever).cache) == 0
 
 
 def test_memory_that_holds_no_two_documents_is_an_error(model, narrow, fresh):

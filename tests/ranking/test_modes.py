@@ -17,6 +17,7 @@ import qrhead_rag.core.attention
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.encoded import EncodedPassages
+from qrhead_rag.ranking.store import store_of
 from tests.helpers.held import held_by
 from tests.helpers.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -51,15 +52,17 @@ def test_a_warm_list_gives_what_a_cold_one_gives(mode):
         wanted = cold.score(query, DOCUMENTS)
         same(warm.score(query, DOCUMENTS), wanted)
         assert len(set(wanted)) > 3, "scores that are all alike prove nothing"
-    assert len(cold.encoder.kept) == 0
-    assert warm.encoder.kept.nbytes > 0
+    assert len(store_of(cold).cache) == 0
+    assert store_of(warm).cache.nbytes > 0
 
 
 def test_a_warm_list_runs_only_the_query_part(monkeypatch):
     for mode in MODES:
         warm = retriever(mode)
         warm.score(QUERY, DOCUMENTS)
-        monkeypatch.setattr(warm.encoder.reader, "prefill", lambda *_, **__: pytest.fail("documents were run again"))
+        monkeypatch.setattr(
+            store_of(warm).context.reader, "prefill", lambda *_, **__: pytest.fail("documents were run again")
+        )
         warm.score("what broke?", DOCUMENTS)
         monkeypatch.undo()
 
@@ -79,9 +82,9 @@ def test_extend_in_any_split_equals_encoding_whole(mode, split):
 def test_extend_runs_only_what_follows_the_first_changed_token(monkeypatch):
     asked = retriever("listwise")
     encoded = asked.encode(DOCUMENTS[:2])
-    run, prefill = [], asked.encoder.reader.prefill
+    run, prefill = [], store_of(asked).context.reader.prefill
     monkeypatch.setattr(
-        asked.encoder.reader,
+        store_of(asked).context.reader,
         "prefill",
         lambda ids, *rest, **more: run.append(ids.numel()) or prefill(ids, *rest, **more),
     )
@@ -112,7 +115,7 @@ def test_remove_equals_a_list_without_it(mode):
 def test_extend_and_remove_from_many_threads_lose_nothing(mode):
     encoded = retriever(mode).encode(["The first."])
     threads = [threading.Thread(target=encoded.extend, args=([f"Ship {number}."],)) for number in range(8)]
-    with encoded._encoder.lock:  # all wait, as for a query that is running
+    with encoded._context.lock:  # all wait, as for a query that is running
         for thread in threads:
             thread.start()
         time.sleep(0.1)
@@ -155,7 +158,7 @@ def test_independent_equals_one_pass_under_one_mask(family):
     asked = retriever(
         "independent", family, changes={"sliding_window": 4096} if "sliding_window" in FAMILIES[family] else {}
     )
-    encoder = asked.encoder
+    encoder = store_of(asked).context
     texts = ["The keeper counts the ships.", "Storms came twice.", "A cat."]
     opening = encoder.tokenizer.opening(encoder.template)
     pieces = [encoder.tokenizer.passage(text)[0] for text in texts]
@@ -199,7 +202,7 @@ def test_independent_equals_one_pass_under_one_mask(family):
 def test_late_reads_the_stored_keys_of_the_model():
     """One document, scored by hand from the plain model's queries and keys."""
     asked = retriever("late")
-    encoder, seen = asked.encoder, {}
+    encoder, seen = store_of(asked).context, {}
     text = "The keeper counts the ships."
     opening, piece = encoder.tokenizer.opening(encoder.template), encoder.tokenizer.passage(text)[0]
 
@@ -252,15 +255,15 @@ def test_late_reads_the_stored_keys_of_the_model():
 def test_many_queries_in_one_pass_equal_one_by_one(mode):
     encoded = retriever(mode).encode(DOCUMENTS)
     queries = [QUERY, "what broke?", "where is the cat", "how tall is it"]
-    together = encoded.rank_many(queries, top_n=3)
+    together = encoded.rank_queries(queries, top_n=3)
     for query, ranking in zip(queries, together, strict=True):
         alone = encoded.rank(query, top_n=3)
         assert [ranked.index for ranked in ranking] == [ranked.index for ranked in alone]
         same([ranked.score for ranked in ranking], [ranked.score for ranked in alone])
-    assert [ranking.query for ranking in encoded.rank_many(query for query in queries)] == queries
-    assert encoded.rank_many([]) == []
+    assert [ranking.query for ranking in encoded.rank_queries(query for query in queries)] == queries
+    assert encoded.rank_queries([]) == []
     with pytest.raises(TypeError, match="one string"):
-        encoded.rank_many(QUERY)
+        encoded.rank_queries(QUERY)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -271,13 +274,13 @@ def test_more_queries_than_one_pass_takes(mode, monkeypatch):
     wanted = [retriever(mode, cache_bytes=0).score(query, DOCUMENTS) for query in queries]
     asked, passes = retriever(mode), []
     monkeypatch.setattr(qrhead_rag.core.attention, "_ROWS_AT_ONCE", 200)
-    run = asked.encoder.reader._run
+    run = store_of(asked).context.reader._run
     monkeypatch.setattr(
-        asked.encoder.reader, "_run", lambda now, ids, *rest: (passes.append(ids), run(now, ids, *rest))
+        store_of(asked).context.reader, "_run", lambda now, ids, *rest: (passes.append(ids), run(now, ids, *rest))
     )
     encoded = asked.encode(DOCUMENTS)
     passes.clear()
-    found = encoded.rank_many(queries)
+    found = encoded.rank_queries(queries)
     assert len(passes) > 1
     assert all(ids.shape[1] <= 200 for ids in passes)
     for ranking, scores in zip(found, wanted, strict=True):
@@ -322,7 +325,7 @@ def test_long_documents_are_read_in_pieces_to_their_end():
     assert {token.end for token in explained.tokens if token.part == "text"} >= {len(text)}
     read = "".join(token.text for token in explained.tokens if token.part == "text")
     assert read.replace(" ", "") == text.replace(" ", "")
-    ranges = asked.encoder.tokenizer.sentences(text, 32)
+    ranges = store_of(asked).context.tokenizer.sentences(text, 32)
     assert all(text[end - 2 : end] == ". " for _, end in ranges[:-1])
     assert len(ranges) > 5
 
@@ -433,7 +436,7 @@ def test_what_cannot_be_loaded_is_refused_by_name(tmp_path):
 def test_nbytes_is_what_the_tensors_take(mode):
     encoded = retriever(mode).encode(DOCUMENTS)
     encoded.score(QUERY)
-    assert encoded.nbytes == pytest.approx(held_by(encoded.held)[1], rel=0.02)
+    assert encoded.nbytes == pytest.approx(held_by(encoded)[1], rel=0.02)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -445,11 +448,11 @@ def test_what_is_removed_leaves_memory(mode, places):
     for place in places:
         encoded.remove(place)
         if mode != "listwise":  # which forgets at the next query
-            assert encoded.nbytes == pytest.approx(held_by(encoded.held)[1], rel=0.02)
+            assert encoded.nbytes == pytest.approx(held_by(encoded)[1], rel=0.02)
     encoded.score(QUERY)
     alone = retriever(mode).encode(list(encoded))
     alone.score(QUERY)
-    assert encoded.nbytes == alone.nbytes == pytest.approx(held_by(encoded.held)[1], rel=0.02)
+    assert encoded.nbytes == alone.nbytes == pytest.approx(held_by(encoded)[1], rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +470,7 @@ def test_what_is_removed_leaves_memory_whatever_came_before(mode, before, tmp_pa
         encoded = EncodedPassages.load(tmp_path / "list.safetensors", asked)
     for _ in range(11):
         encoded.remove(0)
-    assert encoded.nbytes == pytest.approx(held_by(encoded.held)[1], rel=0.02)
+    assert encoded.nbytes == pytest.approx(held_by(encoded)[1], rel=0.02)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -534,7 +537,7 @@ def test_a_list_is_read_by_some_threads_while_others_change_it(mode):
 def test_whoever_reads_a_list_waits_for_a_change_to_be_complete(mode, ask):
     encoded, found = retriever(mode).encode(DOCUMENTS), []
     thread = threading.Thread(target=lambda: found.append(ask(encoded)))
-    with encoded._encoder.lock:
+    with encoded._context.lock:
         thread.start()
         thread.join(0.1)
         assert found == []
@@ -548,7 +551,7 @@ def test_blank_lists_take_no_place_in_the_cache(mode):
         asked = retriever(mode, cache_bytes=bound)
         for number in range(1, 30):
             assert asked.score(QUERY, [" " * number, ""]) == [0.0, 0.0]
-        assert len(asked.encoder.kept) == 0
+        assert len(store_of(asked).cache) == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -565,7 +568,7 @@ def test_a_blank_list_has_a_ranking_however_long_the_query_is(mode):
 def test_a_document_that_fits_is_not_cut():
     text = "The keeper counts the ships that pass the lighthouse in the fog, one by one."
     asked = retriever("listwise")
-    needed = len(asked.encoder.tokenizer.prompt(asked.encoder.template, [text], QUERY).ids)
+    needed = len(store_of(asked).context.tokenizer.prompt(store_of(asked).context.template, [text], QUERY).ids)
     exact = retriever("listwise", context_length=needed)
     assert not exact.rank(QUERY, [text])[0].truncated
     same(exact.score(QUERY, [text]), asked.score(QUERY, [text]))
@@ -578,7 +581,7 @@ def test_the_null_query_fits_too():
     config = AutoConfig.for_model("gpt2", n_layer=3, n_head=4, n_embd=32, vocab_size=600, n_positions=512)
     model, tokenizer = AutoModelForCausalLM.from_config(config).eval(), tiny_tokenizer()
     asked = QRRetriever(model, tokenizer, heads=[(1, 0)])
-    prompt, template = asked.encoder.tokenizer.prompt, asked.encoder.template
+    prompt, template = store_of(asked).context.tokenizer.prompt, store_of(asked).context.template
     lengths = [len(prompt(template, ["One.", "Two.", "Three."], query).ids) for query in ("a", "N/A")]
     assert lengths[0] < lengths[1]
     exact = QRRetriever(model, tokenizer, heads=[(1, 0)], context_length=lengths[1] - 1)
@@ -589,7 +592,7 @@ def test_the_null_query_fits_too():
 @pytest.mark.parametrize("mode", SEPARATE)
 def test_the_opening_before_every_passage_counts_in_a_batch(mode, monkeypatch):
     asked = retriever(mode, batch_tokens=300)
-    reader, rows = asked.encoder.reader, []
+    reader, rows = store_of(asked).context.reader, []
     prefill = reader.prefill
     monkeypatch.setattr(
         reader, "prefill", lambda ids, *rest, **more: rows.append(tuple(ids.shape)) or prefill(ids, *rest, **more)
@@ -608,7 +611,7 @@ def test_eviction_never_changes_a_result():
         small = retriever(mode, cache_bytes=60_000)
         for number in [0, 1, 0, 2, 3, 4, 0, 5, 6, 7, 1, 0]:
             same(small.score(QUERY, lists[number]), wanted[number])
-            assert small.encoder.kept.nbytes <= 60_000
+            assert store_of(small).cache.nbytes <= 60_000
 
 
 def test_the_cache_forgets_the_oldest_and_never_passes_its_bound():

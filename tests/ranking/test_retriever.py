@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from qrhead_rag import HeadSet, Passage, QRRetriever
+from qrhead_rag.ranking.store import store_of
 from tests.core.test_attention import snapshot
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -92,8 +93,8 @@ def test_a_warm_retriever_answers_like_a_cold_one(model, mode):
     for query in (QUERY, "What is baked?", QUERY, "ships " * 9):
         for documents in (DOCUMENTS, DOCUMENTS[:3], list(reversed(DOCUMENTS))):
             assert warm.score(query, documents) == pytest.approx(cold.score(query, documents), abs=1e-5)
-    assert cold.encoder.kept.nbytes == 0
-    assert warm.encoder.kept.nbytes > 0
+    assert store_of(cold).cache.nbytes == 0
+    assert store_of(warm).cache.nbytes > 0
 
 
 @pytest.mark.parametrize("mode", ["independent", "late"])
@@ -408,18 +409,18 @@ def test_the_budget_counts_with_the_models_tokenizer_by_default(model):
 
 
 @every_mode
-def test_rank_batch(model, mode):
+def test_rank_lists(model, mode):
     retriever = make(model, mode)
     lists = [DOCUMENTS, [], DOCUMENTS[:2]]
     queries = [QUERY, "What is baked?", "Where?"]
-    found = retriever.rank_batch(queries, lists, top_n=2)
+    found = retriever.rank_lists(queries, lists, top_n=2)
     alone = [retriever.rank(query, documents, top_n=2) for query, documents in zip(queries, lists, strict=True)]
     assert [indices(ranking) for ranking in found] == [indices(ranking) for ranking in alone]
-    assert retriever.rank_batch([], []) == []
+    assert retriever.rank_lists([], []) == []
     with pytest.raises(ValueError, match="found 2 queries and 3 lists; expected as many queries as lists"):
-        retriever.rank_batch(queries[:2], lists)
+        retriever.rank_lists(queries[:2], lists)
     with pytest.raises(ValueError, match="found one string"):
-        retriever.rank_batch("abc", lists)
+        retriever.rank_lists("abc", lists)
 
 
 # Shared models.

@@ -8,6 +8,7 @@ import torch
 
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.ranking.context import ListTooLongError
+from qrhead_rag.ranking.store import store_of
 from qrhead_rag.ranking.windows import slide, window_size
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -168,8 +169,8 @@ def test_explain_after_windows_sums_to_each_score():
 
 def test_a_list_that_fits_to_the_token_is_not_windowed():
     docs = documents()
-    encoder = make().encoder
-    length = len(encoder.tokenizer.prompt(encoder.template, docs, QUERY).ids)
+    context = store_of(make()).context
+    length = len(context.tokenizer.prompt(context.template, docs, QUERY).ids)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not make(context_length=length).rank(QUERY, docs).windowed
@@ -193,9 +194,13 @@ def test_a_query_longer_than_the_context(mode):
 
 def test_a_query_that_leaves_no_room_for_two_documents_is_said():
     retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads=HEADS)
-    around = len(retriever.encoder.tokenizer.prompt(retriever.encoder.template, [], "ship " * 20).ids)
+    context = store_of(retriever).context
+    around = len(context.tokenizer.prompt(context.template, [], "ship " * 20).ids)
     small = QRRetriever(retriever.model, retriever.tokenizer, heads=HEADS, context_length=around + 14)
-    with pytest.raises(ValueError, match=r"leaves \d+ of the \d+ tokens .* use a shorter query"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 shortest documents there could be is \d+ tokens long, the context of the model \d+; use a shorter query",
+    ):
         small.rank("ship " * 20, ["A ship passed the lighthouse.", "The keeper slept.", "Fog came at noon."])
 
 

@@ -265,10 +265,10 @@ def test_no_text_changes_how_another_document_is_read(model, mode):
     def alone(neighbours):
         encoded = make(model, mode, cache_bytes=0).encode([*neighbours, "The keeper counts the ships."])
         encoded.score(QUERY)
-        passage = encoded.held._passages["The keeper counts the ships."]
+        passage = encoded._list._passages["The keeper counts the ships."]
         other = retriever.encode(["The keeper counts the ships."])
         other.score(QUERY)
-        wanted = other.held._passages["The keeper counts the ships."]
+        wanted = other._list._passages["The keeper counts the ships."]
         for one, two in zip(passage.pieces, wanted.pieces, strict=True):
             assert one.offsets.equal(two.offsets)
             for layer, keys in one.keys.items():

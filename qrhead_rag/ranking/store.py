@@ -1,0 +1,73 @@
+"""What the lists of one retriever share: what they are read with, a cache, and the opening of the prompt."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from qrhead_rag.core.model_view import cache_bytes
+from qrhead_rag.ranking.cache import ByteCache
+from qrhead_rag.ranking.context import ListContext
+
+
+class Opening:
+    """The opening of the prompt before passages that are read alone: run when it is first needed, then kept."""
+
+    def __init__(self, context: ListContext) -> None:
+        self._context = context
+        self._cache: DynamicCache | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its keys and values."""
+        return cache_bytes(self._cache)
+
+    def cache(self) -> DynamicCache:
+        """Its keys and values. Whoever calls it holds the context's lock, and does not change what it gets."""
+        if self._cache is None:
+            ids = self._context.tokenizer.opening(self._context.template)
+            chunk = self._context.options.prefill_tokens
+            self._cache = self._context.reader.prefill(torch.tensor([ids]), chunk=chunk)
+        return self._cache
+
+    def clear(self) -> None:
+        """Forget it, until it is needed again."""
+        self._cache = None
+
+
+@dataclass(frozen=True)
+class ListStore:
+    """What the lists of one retriever share.
+
+    Attributes:
+        context: what they are read with.
+        cache: under `listwise` lists that have been read; under the other modes passages, by their text, and of each
+            list what the null query found. A list of the same texts refers to the same tensors.
+        opening: of the prompt.
+    """
+
+    context: ListContext
+    cache: ByteCache
+    opening: Opening
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.cache.nbytes + self.opening.nbytes
+
+    def clear(self) -> None:
+        """Forget all that was read. Lists that are in use keep what they hold."""
+        self.cache.clear()
+        self.opening.clear()
+
+
+class HasStore(Protocol):
+    """A QRRetriever, as far as lists are concerned."""
+
+    _store: ListStore
+
+
+def store_of(retriever: HasStore) -> ListStore:
+    """What the lists of a retriever share. For this package and what measures it; no part of its public face."""
+    return retriever._store
