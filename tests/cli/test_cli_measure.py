@@ -194,7 +194,7 @@ def test_detect_refuses_lists_longer_than_the_context_at_once(data, tmp_path, mo
     command += ["--mode", "listwise"]
     done = run(app, command)
     assert done.exit_code == 2
-    assert "1 of 11 lists are longer than the model's context of 512 tokens, that of 'long' for one" in done.stderr
+    assert "1 of 11 lists are longer than the model's context of 512 tokens, for instance that of 'long'" in done.stderr
     assert not list((tmp_path / "s").iterdir())
     done = run(app, [*command, "--mode", "late"])
     assert done.exit_code == 0, done.output
