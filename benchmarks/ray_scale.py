@@ -5,8 +5,8 @@
 
 The first ranks the same lists with the embedded model one after the other in this process, then on two actors, each
 model on one thread, and prints both sides and their ratio. What comes before the first list (starting Python, loading
-the model) is left out on both sides, and given apart. The second runs tiny lists through a random model of two layers
-on two actors and prints the resident memory of this process and of the actors as the run goes on.
+the model) is excluded on both sides and printed separately. The second runs tiny lists through a random model of two
+layers on two actors and prints the resident memory of this process and of the actors during the run.
 """
 
 import argparse
@@ -33,15 +33,15 @@ POOL = Pool(concurrency=(2, 2), cpus=1)
 
 
 def write_lists(file: Path, number: int, documents: int, words: int) -> list[dict]:
-    """Lists of stretches of the handbook, no two alike."""
-    found = stretches(words)
+    """Write lists of passages of the handbook, no two alike."""
+    texts = stretches(words)
     lists = [
         {
-            "id": at,
-            "query": f"Who keeps the key of store {at}?",
-            "documents": [f"{at}: {text}" for text in islice(found, documents)],
+            "id": index,
+            "query": f"Who keeps the key of store {index}?",
+            "documents": [f"{index}: {text}" for text in islice(texts, documents)],
         }
-        for at in range(number)
+        for index in range(number)
     ]
     write_json_lines(file, lists)
     return lists
@@ -52,10 +52,10 @@ def throughput(folder: Path, number: int) -> None:
     torch.set_num_threads(1)
     retriever = QRRetriever.from_pretrained(device="cpu", heads=HEADS, mode="listwise", cache_bytes=0)
     retriever.rank(lists[0]["query"], lists[0]["documents"])
-    tokens = sum(retriever.count_tokens(text) for one in lists for text in (one["query"], *one["documents"]))
+    tokens = sum(retriever.count_tokens(text) for record in lists for text in (record["query"], *record["documents"]))
     print(f"{number} lists of {tokens / number:.0f} tokens, {tokens} in all", flush=True)
     start = time.perf_counter()
-    serial = [retriever.rank(one["query"], one["documents"]) for one in lists]
+    serial = [retriever.rank(record["query"], record["documents"]) for record in lists]
     alone = time.perf_counter() - start
     print(f"one process: {alone:.1f} s, {number / alone:.2f} lists/s, {tokens / alone:.0f} tokens/s", flush=True)
     del retriever
@@ -120,7 +120,7 @@ def stream(folder: Path, number: int) -> None:
         pool=POOL,
         on_progress=measure,
     )
-    # What is loaded only when the first lists come is no growth: a tenth of the run is compared with its end.
+    # Memory that the first lists load is no growth, so the end is compared with a tenth of the run.
     early, late = (max(m[1] + m[2] for m in part) for part in (measured[2:4], measured[-2:]))
     print(f"{done.done} lists in {done.seconds:.0f} s, {done.failed} failed")
     print(f"memory at the end against after a tenth: {late / early:.3f} times ({late >> 20} MB, {early >> 20} MB)")

@@ -100,7 +100,7 @@ class _ShardWork:
     def __call__(self, task: Sequence[Any]) -> _Report:
         began, shard = time.monotonic(), Shard(*task)
         failed: int | None = shard.num_records
-        tokens, reason = 0, f"its actor died {_ATTEMPTS} times"
+        tokens, reason = 0, f"failed {_ATTEMPTS} times; at the last attempt its actor died"
         attempt = self._folder.count_attempt(shard.number)
         if attempt <= _ATTEMPTS:
             try:
@@ -127,6 +127,7 @@ class _ShardWork:
                 errors.append(row)
         self._folder.write_errors(shard.number, errors)
         made.write(self._folder.result(shard.number))
+        self._folder.forget_attempts(shard.number)  # Ray may ask again, if the machine with the report is lost
         return len(errors), made.tokens
 
     def _name(self, shard: Shard) -> str:

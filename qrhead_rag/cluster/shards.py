@@ -195,6 +195,9 @@ class ShardFolder:
         """The file with the records of a shard that could not be used."""
         return self.folder / "_errors" / f"part-{number:06d}.jsonl"
 
+    def _attempts(self, number: int) -> Path:
+        return self.folder / "_attempts" / f"part-{number:06d}"
+
     def settings(self) -> dict[str, Any] | None:
         """The options of the run in this folder; None if there is none.
 
@@ -234,15 +237,19 @@ class ShardFolder:
 
     def sweep(self) -> None:
         """Forget attempts, and remove what killed workers left half written."""
-        for pattern in (".qrhead-*.tmp", "_errors/.qrhead-*.tmp", "_attempts/part-*"):
+        for pattern in (".qrhead-*.tmp", "_errors/.qrhead-*.tmp", "_attempts/*"):
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
 
     def count_attempt(self, number: int) -> int:
         """Note in a file that a worker begins a shard; returns how often that happened in this run."""
-        with (self.folder / "_attempts" / f"part-{number:06d}").open("ab") as file:
+        with self._attempts(number).open("ab") as file:
             file.write(b".")
             return file.tell()
+
+    def forget_attempts(self, number: int) -> None:
+        """Forget how often a shard was begun: it is finished."""
+        self._attempts(number).unlink(missing_ok=True)
 
     def write_errors(self, number: int, errors: Sequence[Mapping[str, Any]]) -> None:
         """Write the records of a shard that could not be used; no file if there are none."""

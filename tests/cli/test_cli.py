@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -385,6 +386,15 @@ def test_version_and_help():
     assert all(f"  {command} " in listed for command in ("rank", "heads", "demo"))
     for option in ("--top-n", "--min-share", "--max-tokens", "--explain", "--json", "--instruction", "--layout"):
         assert option in invoke("rank", "--help").stdout
+
+
+def test_commands_share_the_declaration_of_an_option():
+    helps = {}
+    for command in typer.main.get_command(app).commands.values():
+        for option in command.params:
+            helps.setdefault(option.name, set()).add(getattr(option, "help", None))
+    differing = {name for name, declared in helps.items() if len(declared) > 1}
+    assert differing == {"data", "format", "model", "order", "out"}  # these mean another thing to each command
 
 
 def test_the_installed_command_ranks_with_the_embedded_model(tmp_path):

@@ -341,6 +341,9 @@ def test_an_error_of_the_model_is_no_error_of_the_list(model, monkeypatch):
         lists.rank_list(record)
 
 
+KILLED = "failed 2 times; at the last attempt its actor died"
+
+
 class Moody:
     """Copies the values of a shard, or fails, or takes its process with it."""
 
@@ -366,7 +369,7 @@ def test_a_shard_that_fails_twice_goes_to_the_errors_and_the_run_goes_on(pool, t
     assert rows(out) == [value for value in values if isinstance(value, int)]
     assert errors_in(out) == [
         {"file": "in.jsonl", "line": 6, "id": None, "records": 1, "reason": "KeyError: 'the device is gone'"},
-        {"file": "in.jsonl", "line": 12, "id": None, "records": 1, "reason": "its actor died 2 times"},
+        {"file": "in.jsonl", "line": 12, "id": None, "records": 1, "reason": KILLED},
     ]
 
 
@@ -382,10 +385,6 @@ def test_batches_of_another_kind_and_options_out_of_range_are_refused(model):
 class Echo:
     """Returns a task, or fails."""
 
-    def __init__(self, missing=False):
-        if missing:
-            raise FileNotFoundError("no such model")
-
     def __call__(self, task):
         if task == "fails":
             raise KeyError("a fault of the program")
@@ -394,8 +393,6 @@ class Echo:
 
 def test_an_error_in_an_actor_is_raised_as_it_was(pool):
     assert list(run_tasks(pool, Echo, {}, [{"a": 1}])) == [{"task": {"a": 1}, "threads": 2}]
-    with pytest.raises(FileNotFoundError, match=r"^no such model$"):
-        list(run_tasks(pool, Echo, {"missing": True}, ["a"]))
     with pytest.raises(KeyError, match=r"^'a fault of the program'$"):
         list(run_tasks(pool, Echo, {}, ["fails"]))
 

@@ -183,8 +183,13 @@ def test_a_shard_whose_actor_dies_twice_goes_to_the_errors(shard_work):
         with pytest.raises(Died):
             work()
     assert work()[:3] == (0, 2, 0)
-    assert [error["reason"] for error in errors_in(folder)] == ["its actor died 2 times"]
+    assert [error["reason"] for error in errors_in(folder)] == ["failed 2 times; at the last attempt its actor died"]
     assert not folder.result(0).exists()
+
+
+def test_a_finished_shard_may_be_asked_for_again(shard_work):
+    _, work = shard_work(["0", "1"])
+    assert [work()[:3] for _ in range(4)] == [(0, 0, 2)] * 4  # Ray does so where a machine with reports is lost
 
 
 def test_a_shard_has_a_result_only_if_its_errors_are_written(shard_work):
