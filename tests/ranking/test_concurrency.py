@@ -112,7 +112,7 @@ async def compress(scorer, texts):
 
 
 async def remember(scorer, texts):
-    memory = QRHeadMemory.from_defaults(scorer=scorer, token_limit=600, keep_last=1)
+    memory = QRHeadMemory.from_defaults(scorer=scorer, token_limit=60, keep_last=1)
     await memory.aset([ChatMessage(role="user", content=text) for text in texts])
     await memory.aget("who counts?")
 
@@ -121,7 +121,7 @@ async def trim(scorer, texts):
     async def handler(request):
         return ModelResponse(result=[])
 
-    middleware = QRHeadMemoryMiddleware(max_tokens=600, keep_last=1, scorer=scorer)
+    middleware = QRHeadMemoryMiddleware(max_tokens=60, keep_last=1, scorer=scorer)
     messages = [*(HumanMessage(text) for text in texts), HumanMessage("who counts?")]
     await middleware.awrap_model_call(ModelRequest(model=FakeListChatModel(responses=[]), messages=messages), handler)
 
