@@ -21,7 +21,7 @@ from benchmarks.warm import HEADS
 from qrhead_rag import LabelledExample, Passage, QRRetriever
 from qrhead_rag.core.attention import HeadReader
 from qrhead_rag.core.heads import Mode
-from qrhead_rag.datasets.load import load_examples, ordered, sampled
+from qrhead_rag.datasets.load import load_examples, ordered, sample_examples
 from qrhead_rag.evaluate.metrics import measure, paired_test
 from qrhead_rag.ranking.per_passage import PassagePieces, PerPassage
 from qrhead_rag.ranking.store import store_of
@@ -54,14 +54,14 @@ def temperature(value: float) -> Any:
 def opening_seen() -> Any:
     plain = HeadReader.read
 
-    def read(self: HeadReader, *given: Any, **more: Any) -> Any:
-        return plain(self, *given, **(more | {"hidden": 0}))
+    def read(self: HeadReader, *args: Any, **options: Any) -> Any:
+        return plain(self, *args, **(options | {"hidden": 0}))
 
     return patch.object(HeadReader, "read", read)
 
 
 def numbered(example: LabelledExample) -> LabelledExample:
-    documents = [Passage(text=f"[{place}] {d.content}") for place, d in enumerate(example.documents, start=1)]
+    documents = [Passage(text=f"[{number}] {d.content}") for number, d in enumerate(example.documents, start=1)]
     return example.model_copy(update={"documents": tuple(documents)})
 
 
@@ -75,8 +75,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--examples", type=int, default=50)
     options = parser.parse_args()
-    found = sampled(load_examples(options.data), count=options.examples)
-    examples = [ordered(example, "shuffled") for example in found]
+    sample = sample_examples(load_examples(options.data), count=options.examples)
+    examples = [ordered(example, "shuffled") for example in sample]
     base = QRRetriever.from_pretrained(device="cpu", heads=HEADS)
     print(f"{len(examples)} lists, heads {HEADS}, nDCG@10; difference to the first line with p of a paired test")
     modes: tuple[Mode, ...] = ("late", "independent")

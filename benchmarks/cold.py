@@ -61,7 +61,7 @@ def plain_forward(model: torch.nn.Module, ids: list[int]) -> Tensor:
 
 @torch.no_grad()
 def published(model: PreTrainedModel, prompt: Prompt, null: Prompt) -> Tensor:
-    """c(t) of every head, by the model's own `output_attentions`. # (layers, heads, tokens)"""
+    """c(t) of every head, by the model's own `output_attentions`. Shape: (layers, heads, tokens)"""
     start, cache, found, name = prompt.query_start, DynamicCache(), [], cache_argument(model)
     for ids, skipped in ((null.ids, 0), (prompt.ids, start)):
         output = model(torch.tensor([ids[skipped:]]), use_cache=True, output_attentions=True, **{name: cache})

@@ -36,8 +36,12 @@ WORDINGS: dict[str, Callable[[str], str]] = {
 
 
 @dataclass
-class Found:
-    """What one wording did, list by list."""
+class Outcome:
+    """Ranks gained with a wording, and whether it overtook the best right passage, list by list.
+
+    >>> Outcome(gains=[0, 3], overtakes=[False, True]).summary()["mean_gain"]
+    1.5
+    """
 
     gains: list[int] = field(default_factory=list)
     overtakes: list[bool] = field(default_factory=list)
@@ -67,23 +71,23 @@ def lists(questions: int | None = None) -> list[tuple[Question, list[Passage]]]:
 
 def measure(
     retriever: QRRetriever, questions: int | None = None, wordings: Iterable[str] = WORDINGS
-) -> dict[str, Found]:
-    """Places gained and right passages overtaken, for each wording over the lists of the first questions."""
-    found = {name: Found() for name in wordings}
+) -> dict[str, Outcome]:
+    """Ranks gained and right passages overtaken, for each wording over the lists of the first questions."""
+    outcomes = {name: Outcome() for name in wordings}
     for question, passages in lists(questions):
         encoded = retriever.encode(passages)
-        before, best_before = places(encoded, question)
-        for name, sums in found.items():
+        before, best_before = ranks(encoded, question)
+        for name, outcome in outcomes.items():
             encoded.remove(LENGTH - 1)
             text = f"{passages[-1].text} {WORDINGS[name](question.query)}"
             encoded.extend([passages[-1].model_copy(update={"text": text})])
-            after, best_after = places(encoded, question)
-            sums.gains.append(before - after)
-            sums.overtakes.append(before > best_before and after < best_after)
-    return found
+            after, best_after = ranks(encoded, question)
+            outcome.gains.append(before - after)
+            outcome.overtakes.append(before > best_before and after < best_after)
+    return outcomes
 
 
-def places(encoded: EncodedPassages, question: Question) -> tuple[int, int]:
+def ranks(encoded: EncodedPassages, question: Question) -> tuple[int, int]:
     """Ranks, from 1, of the last passage and of the best right one."""
     ranked = [entry.passage.id for entry in encoded.rank(question.query)]
     last = list(encoded)[-1].id
@@ -104,13 +108,13 @@ def main() -> None:
     modes: dict[str, object] = {}
     for mode in MODES:
         retriever = QRRetriever(base.model, base.tokenizer, model_name=base.model_name, mode=mode)
-        summaries = {name: found.summary() for name, found in measure(retriever, options.questions).items()}
+        summaries = {name: outcome.summary() for name, outcome in measure(retriever, options.questions).items()}
         modes[mode] = {"heads": retriever.heads.heads, "wordings": summaries}
         print(f"{mode}, heads {retriever.heads.name}: {', '.join(f'{a}-{b}' for a, b in retriever.heads.heads)}")
         print(f"  {'wording':22} {'overtakes':>10} {'mean gain':>10} {'largest':>8}  (places of {LENGTH})")
-        for name, one in summaries.items():
-            overtakes = f"{one['overtakes']} of {one['lists']}"
-            print(f"  {name:22} {overtakes:>10} {one['mean_gain']:>10} {one['largest_gain']:>8}", flush=True)
+        for name, summary in summaries.items():
+            overtakes = f"{summary['overtakes']} of {summary['lists']}"
+            print(f"  {name:22} {overtakes:>10} {summary['mean_gain']:>10} {summary['largest_gain']:>8}", flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report | {"modes": modes}, indent=1) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from scipy.stats import kendalltau
 
 from benchmarks.warm import HEADS
 from qrhead_rag import LabelledExample, QRRetriever
-from qrhead_rag.datasets.load import load_examples, ordered, sampled
+from qrhead_rag.datasets.load import load_examples, ordered, sample_examples
 
 MODES = ("listwise", "independent", "late")
 DTYPES = ("float16", "bfloat16")
@@ -31,14 +31,14 @@ def scores_of(mode: str, dtype: str, examples: Sequence[LabelledExample]) -> lis
     return [retriever.score(example.query, example.documents) for example in examples]
 
 
-def agreement(found: Sequence[Sequence[float]], wanted: Sequence[Sequence[float]]) -> list[float]:
+def agreement(halves: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> list[float]:
     """Kendall's tau of each list."""
-    return [round(float(kendalltau(a, b).statistic), 9) for a, b in zip(found, wanted, strict=True)]
+    return [round(float(kendalltau(a, b).statistic), 9) for a, b in zip(halves, reference, strict=True)]
 
 
-def same_first(found: Sequence[Sequence[float]], wanted: Sequence[Sequence[float]]) -> int:
+def same_first(halves: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> int:
     """Lists whose best document is the same."""
-    return sum(a.index(max(a)) == b.index(max(b)) for a, b in zip(found, wanted, strict=True))
+    return sum(a.index(max(a)) == b.index(max(b)) for a, b in zip(halves, reference, strict=True))
 
 
 def main() -> None:
@@ -48,21 +48,23 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     options = parser.parse_args()
-    examples = [ordered(example, "shuffled") for example in sampled(load_examples(options.data), count=options.lists)]
+    examples = [
+        ordered(example, "shuffled") for example in sample_examples(load_examples(options.data), count=options.lists)
+    ]
     sizes = sorted({len(example.documents) for example in examples})
     print(f"{len(examples)} lists of {', '.join(map(str, sizes))} documents, heads {HEADS}, against float32")
     print(f"{'mode':12} {'dtype':9} {'mean tau':>8} {'least':>6} {'same order':>10} {'same first':>10} {'seconds':>8}")
     for mode in options.modes:
-        wanted = scores_of(mode, "float32", examples)
+        reference = scores_of(mode, "float32", examples)
         for dtype in options.dtypes:
             begin = time.perf_counter()
-            found = scores_of(mode, dtype, examples)
+            halves = scores_of(mode, dtype, examples)
             seconds = time.perf_counter() - begin
-            taus = agreement(found, wanted)
+            taus = agreement(halves, reference)
             same = sum(tau == 1 for tau in taus)
             print(
                 f"{mode:12} {dtype:9} {statistics.mean(taus):8.3f} {min(taus):6.3f} {same:10} "
-                f"{same_first(found, wanted):10} {seconds:8.0f}",
+                f"{same_first(halves, reference):10} {seconds:8.0f}",
                 flush=True,
             )
 

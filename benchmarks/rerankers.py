@@ -31,15 +31,15 @@ ASK = (
 def rank_gpt(query: str, texts: Sequence[str]) -> list[float]:
     """Minus the place at which the model puts each text; what it leaves out stays behind, in the order given."""
 
-    def best_first(places: list[int]) -> list[int]:
-        shown = "\n\n".join(f"[{number}] {texts[place]}" for number, place in enumerate(places, start=1))
-        answer = writer().answer(shown, ASK.format(count=len(places), query=query)).text
+    def best_first(indices: list[int]) -> list[int]:
+        listing = "\n\n".join(f"[{number}] {texts[index]}" for number, index in enumerate(indices, start=1))
+        answer = writer().answer(listing, ASK.format(count=len(indices), query=query)).text
         named = dict.fromkeys(int(number) for number in re.findall(r"\[(\d+)\]", answer))
-        chosen = [places[number - 1] for number in named if 1 <= number <= len(places)]
-        return chosen + [place for place in places if place not in chosen]
+        chosen = [indices[number - 1] for number in named if 1 <= number <= len(indices)]
+        return chosen + [index for index in indices if index not in chosen]
 
     order = slide(len(texts), 20, 10, best_first)
-    return [-float(order.index(place)) for place in range(len(texts))]
+    return [-float(order.index(index)) for index in range(len(texts))]
 
 
 @torch.inference_mode()

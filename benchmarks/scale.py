@@ -53,7 +53,7 @@ def main() -> None:
                 start = time.perf_counter()
                 asked.encode(documents)
                 seconds[number].append((time.perf_counter() - start) / number)
-        per_passage = {number: statistics.median(found) for number, found in seconds.items()}
+        per_passage = {number: statistics.median(times) for number, times in seconds.items()}
         for number in SIZES[1:]:
             print(
                 f"{mode}, {number} passages: {per_passage[number] * 1e3:.1f} ms a passage; {SIZES[0]} passages: "

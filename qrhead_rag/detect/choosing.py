@@ -62,6 +62,8 @@ def head_values(recorded: RecordedExample, criterion: Criterion, temperature: fl
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 """Numbers of heads that detection tries."""
 
+NUM_SPLITS, NUM_RESAMPLES = 50, 200  # of the examples, into halves and by bootstrap
+
 
 def assign_folds(groups: Sequence[int], num_folds: int, seed: int = 0) -> list[int]:
     """A fold for each example, drawn so that every group (data set) is spread evenly over the folds.
@@ -182,16 +184,7 @@ def overlap(first: Sequence[int], second: Sequence[int]) -> float:
     return len(set(first) & set(second)) / len(first)
 
 
-def stability(
-    values: Tensor,
-    groups: Sequence[int],
-    eligible: Tensor,
-    num_heads: int,
-    *,
-    num_splits: int = 50,
-    num_resamples: int = 200,
-    seed: int = 0,
-) -> Stability:
+def stability(values: Tensor, groups: Sequence[int], eligible: Tensor, num_heads: int, *, seed: int = 0) -> Stability:
     """Compare the top heads over halves and resamples of the examples, drawn within each group (data set).
 
     Args:
@@ -199,8 +192,6 @@ def stability(
         groups: the data set of each example.
         eligible: heads that may be chosen. Shape: (heads,)
         num_heads: how many are compared.
-        num_splits: random splits into halves.
-        num_resamples: bootstrap resamples.
         seed: of the draws.
     """
     draw = random.Random(seed)
@@ -211,13 +202,13 @@ def stability(
 
     chosen = top(torch.ones(len(groups)))
     halves = []
-    for _ in range(num_splits if min(map(len, members)) >= 4 else 0):
+    for _ in range(NUM_SPLITS if min(map(len, members)) >= 4 else 0):
         first = torch.zeros(len(groups))
         for group in members:
             first[draw.sample(group, len(group) // 2)] = 1
         halves.append(overlap(top(first), top(1 - first)))
     resampled = []
-    for _ in range(num_resamples):
+    for _ in range(NUM_RESAMPLES):
         drawn = [index for group in members for index in draw.choices(group, k=len(group))]
         resampled.append(top(torch.bincount(torch.tensor(drawn), minlength=len(groups)).float()))
     return Stability(

@@ -65,20 +65,18 @@ def parse_metrics(metrics: Sequence[str]) -> dict[str, Any]:
         ) from error
 
 
-def ndcg_of_scores(scores: Tensor, example: LabelledExample, cutoff: int = 10) -> Tensor:
-    """nDCG@cutoff of every row of scores; equal scores keep the order of the documents.
+def ndcg_of_scores(scores: Tensor, example: LabelledExample) -> Tensor:
+    """nDCG@10 of every row of scores; equal scores keep the order of the documents.
 
     Args:
         scores: of several heads or head sets on one example. Shape: (rows, documents)
         example: the example.
-        cutoff: documents that count.
 
     Returns:
         Shape: (rows,)
     """
-    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :cutoff].tolist()  # (rows, cutoff)
-    name = f"nDCG@{cutoff}"
-    return torch.tensor(measure(best, [example] * len(best), [name])[name])
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :10].tolist()  # (rows, 10)
+    return torch.tensor(measure(best, [example] * len(best), ["nDCG@10"])["nDCG@10"])
 
 
 class Interval(NamedTuple):
@@ -93,8 +91,8 @@ class Interval(NamedTuple):
     high: float
 
 
-def confidence_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> Interval:
-    """The mean over queries, with a percentile bootstrap interval (9,999 resamples of the queries).
+def confidence_interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """The mean over queries, with a percentile bootstrap interval at 95% (9,999 resamples of the queries).
 
     Raises:
         ValueError: no values.
@@ -111,7 +109,7 @@ def confidence_interval(values: Sequence[float], confidence: float = 0.95, seed:
             _mean,
             n_resamples=9999,
             batch=max(1, 10**7 // len(values)),
-            confidence_level=confidence,
+            confidence_level=0.95,
             method="percentile",
             rng=seed,
         )

@@ -343,8 +343,8 @@ def test_a_passage_that_says_it_is_the_best_gains_no_more_than_the_report_says(e
         mode=mode,
         cache_bytes=0,
     )
-    for wording, outcome in measure(retriever, questions=3, wordings=("claim", "command", "the query")).items():
-        reported = report["wordings"][wording]["gains"][:3]
+    for wording, outcome in measure(retriever, questions=2, wordings=("claim", "command", "the query")).items():
+        reported = report["wordings"][wording]["gains"][:2]
         # The report has the same lists. A near tie may fall either way on another machine: one list, by one rank.
         assert sum(abs(gain - other) for gain, other in zip(outcome.gains, reported, strict=True)) <= 1
         if wording != "the query":  # a passage that repeats the query is relevant by its words, and may win
