@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.helpers.outputs import assert_same_output
 from tests.walks.environment import Environment, build_wheels, link_torch, local_names
 from tests.walks.readme import READMES, ROOT, Commands, Snippet, frameworks, install_paths, snippets
 
@@ -76,7 +77,7 @@ def run_snippets(environment: Environment, chosen: list[Snippet]) -> None:
         files.append(f"snippet_{number}.py")
         (environment.work / files[-1]).write_text(snippet.code if snippet.runs else snippet.imports, encoding="utf-8")
     printed = environment.run("python", "-c", RUN_EACH, *files)
-    assert printed == "".join(snippet.output or "" for snippet in chosen if snippet.runs)
+    assert_same_output(printed, "".join(snippet.output or "" for snippet in chosen if snippet.runs))
 
 
 def rank_a_file(environment: Environment) -> None:
