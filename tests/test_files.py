@@ -138,13 +138,13 @@ def test_a_head_set_with_any_value_in_any_field(tmp_path, name, value):
     path = tmp_path / "heads.json"
     path.write_text(json.dumps(SET.model_dump(mode="json") | {name: value}), encoding="utf-8")
     try:
-        found = HeadSet.load(path)
+        loaded = HeadSet.load(path)
     except ValueError as error:
         names_the_file(error, path)
     else:
-        assert all(0 <= layer < found.num_layers and 0 <= head < found.num_heads for layer, head in found.heads)
-        found.save(path)
-        assert HeadSet.load(path) == found
+        assert all(0 <= layer < loaded.num_layers and 0 <= head < loaded.num_heads for layer, head in loaded.heads)
+        loaded.save(path)
+        assert HeadSet.load(path) == loaded
 
 
 def test_thousands_of_repeated_heads_are_refused_at_once(tmp_path):
@@ -187,7 +187,7 @@ def test_files_out_of_reach(retriever, powerless_file):
         SET.save(powerless_file)
     with pytest.raises(PermissionError):
         EncodedPassages.load(powerless_file, retriever)
-    assert powerless_file.name in said("rank", "who", powerless_file, "--format", "txt")
+    assert powerless_file.name in message_of("rank", "who", powerless_file, "--format", "txt")
 
 
 @pytest.fixture
@@ -252,8 +252,8 @@ def test_eight_processes_write_one_head_set_and_every_reader_sees_a_whole_one(tm
             sets[number].save(path)
 
     def check():
-        found = HeadSet.load(path)
-        assert found == sets[int(found.name)]
+        heads = HeadSet.load(path)
+        assert heads == sets[int(heads.name)]
 
     in_processes(work, check)
     assert leftovers(tmp_path) == []
@@ -267,11 +267,11 @@ def regions(stored):
     header = 8 + struct.unpack("<Q", stored[:8])[0]
     parts = json.loads(stored[8:header])
     joints = [0, 8, header, len(stored)]
-    joints += [header + place for name, part in parts.items() if name[0] != "_" for place in part["data_offsets"]]
-    places = {joint + step for joint in joints for step in (-1, 0, 1)}
+    joints += [header + offset for name, part in parts.items() if name[0] != "_" for offset in part["data_offsets"]]
+    offsets = {joint + step for joint in joints for step in (-1, 0, 1)}
     rng = random.Random(0)
-    places |= {rng.randrange(0, header) for _ in range(80)} | {rng.randrange(header, len(stored)) for _ in range(40)}
-    return sorted(place for place in places if 0 <= place < len(stored))
+    offsets |= {rng.randrange(0, header) for _ in range(80)} | {rng.randrange(header, len(stored)) for _ in range(40)}
+    return sorted(offset for offset in offsets if 0 <= offset < len(stored))
 
 
 def refused(path, content, retriever):
@@ -282,16 +282,16 @@ def refused(path, content, retriever):
 
 
 def test_a_list_cut_anywhere_is_refused(stored, retriever, tmp_path):
-    for place in regions(stored):
-        refused(tmp_path / "list.safetensors", stored[:place], retriever)
+    for offset in regions(stored):
+        refused(tmp_path / "list.safetensors", stored[:offset], retriever)
     refused(tmp_path / "list.safetensors", stored + b"\0", retriever)
 
 
 def test_a_list_with_any_bit_flipped_is_refused(stored, retriever, tmp_path):
     rng = random.Random(1)
-    for place in regions(stored):
+    for offset in regions(stored):
         flipped = bytearray(stored)
-        flipped[place] ^= 1 << rng.randrange(8)
+        flipped[offset] ^= 1 << rng.randrange(8)
         refused(tmp_path / "list.safetensors", bytes(flipped), retriever)
 
 
@@ -326,40 +326,40 @@ FORGERIES = {
     "keys of another layer": lambda i, c, t: (i, c, t | {"keys.3": t["keys.2"].clone()}),
     "keys of a layer that is no number": lambda i, c, t: (i, c, t | {"keys.x": t["keys.2"].clone()}),
     "no pieces of tokens": without("piece_of"),
-    "a negative piece": replace("piece_of", lambda found: found - 1),
-    "a piece of two billion": replace("piece_of", lambda found: found.index_fill(0, torch.tensor([0]), 2**31 - 1)),
-    "pieces in disorder": replace("piece_of", lambda found: found.flip(0)),
-    "pieces of floats": replace("piece_of", lambda found: found.float()),
-    "pieces of no dimension": replace("piece_of", lambda found: found[0]),
-    "pieces of two dimensions": replace("piece_of", lambda found: found[:, None]),
+    "a negative piece": replace("piece_of", lambda value: value - 1),
+    "a piece of two billion": replace("piece_of", lambda value: value.index_fill(0, torch.tensor([0]), 2**31 - 1)),
+    "pieces in disorder": replace("piece_of", lambda value: value.flip(0)),
+    "pieces of floats": replace("piece_of", lambda value: value.float()),
+    "pieces of no dimension": replace("piece_of", lambda value: value[0]),
+    "pieces of two dimensions": replace("piece_of", lambda value: value[:, None]),
     "no tokens at all": lambda i, c, t: (
         i,
         c,
         {n: x[:, :0] if n[:5] == "keys." else x[:0] for n, x in t.items()},
     ),
-    "offsets of three": replace("offsets", lambda found: torch.cat([found, found[:, :1]], dim=1)),
-    "offsets of one dimension": replace("offsets", lambda found: found[:, 0]),
-    "negative offsets": replace("offsets", lambda found: found - 3),
-    "offsets backwards": replace("offsets", lambda found: found.flip(1)),
-    "offsets beyond the text": replace("offsets", lambda found: found + 1_000),
-    "negative documents": pieces(lambda found: [-1, *found[1:]]),
-    "documents as floats": pieces(lambda found: [float(place) for place in found]),
-    "documents as truths": pieces(lambda found: [bool(place) for place in found]),
-    "documents as text": pieces(lambda found: [str(place) for place in found]),
-    "documents nested": pieces(lambda found: [found]),
-    "documents as nothing": pieces(lambda found: None),
-    "documents as a number": pieces(lambda found: 3),
-    "documents in disorder": pieces(lambda found: found[::-1]),
-    "one document too many": pieces(lambda found: [*found, found[-1] + 1]),
-    "one document too few": pieces(lambda found: found[:-1]),
-    "a blank document with a piece": pieces(lambda found: [2 if place == 3 else place for place in found]),
-    "one passage less": passages(lambda found: found[:-1]),
-    "passages as an object": passages(lambda found: {"text": "a"}),
-    "passages as text": passages(lambda found: "abc"),
-    "passages as nothing": passages(lambda found: None),
-    "a passage with no text": passages(lambda found: [{"title": "a"}, *found[1:]]),
-    "a passage with more than there is": passages(lambda found: [found[0] | {"pickle": 1}, *found[1:]]),
-    "a shorter passage": passages(lambda found: [{"text": "T"}, *found[1:]]),
+    "offsets of three": replace("offsets", lambda value: torch.cat([value, value[:, :1]], dim=1)),
+    "offsets of one dimension": replace("offsets", lambda value: value[:, 0]),
+    "negative offsets": replace("offsets", lambda value: value - 3),
+    "offsets backwards": replace("offsets", lambda value: value.flip(1)),
+    "offsets beyond the text": replace("offsets", lambda value: value + 1_000),
+    "negative documents": pieces(lambda value: [-1, *value[1:]]),
+    "documents as floats": pieces(lambda value: [float(place) for place in value]),
+    "documents as truths": pieces(lambda value: [bool(place) for place in value]),
+    "documents as text": pieces(lambda value: [str(place) for place in value]),
+    "documents nested": pieces(lambda value: [value]),
+    "documents as nothing": pieces(lambda value: None),
+    "documents as a number": pieces(lambda value: 3),
+    "documents in disorder": pieces(lambda value: value[::-1]),
+    "one document too many": pieces(lambda value: [*value, value[-1] + 1]),
+    "one document too few": pieces(lambda value: value[:-1]),
+    "a blank document with a piece": pieces(lambda value: [2 if place == 3 else place for place in value]),
+    "one passage less": passages(lambda value: value[:-1]),
+    "passages as an object": passages(lambda value: {"text": "a"}),
+    "passages as text": passages(lambda value: "abc"),
+    "passages as nothing": passages(lambda value: None),
+    "a passage with no text": passages(lambda value: [{"title": "a"}, *value[1:]]),
+    "a passage with more than there is": passages(lambda value: [value[0] | {"pickle": 1}, *value[1:]]),
+    "a shorter passage": passages(lambda value: [{"text": "T"}, *value[1:]]),
     "identity as a list": lambda i, c, t: ([1, 2], c, t),
     "identity as nothing": lambda i, c, t: (None, c, t),
     "content as a list": lambda i, c, t: (i, [1], t),
@@ -497,8 +497,8 @@ def test_damaged_recordings_are_made_again(every_head, tmp_path, damage):
     whole = recorded(every_head, tmp_path)
     for file, scores in zip(sorted(tmp_path.iterdir()), whole, strict=True):
         damage(file, scores)
-    for found, wanted in zip(recorded(every_head, tmp_path), whole, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    for found, expected in zip(recorded(every_head, tmp_path), whole, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_a_recording_that_is_in_the_way_or_out_of_reach(every_head, tmp_path):
@@ -680,14 +680,14 @@ UNPICKLERS = {"torch.load", "numpy.load", "np.load", "joblib", "dill", "marshal"
 
 def test_nothing_in_the_package_unpickles():
     root = Path(qrhead_rag.__file__).parent
-    found = []
+    unpicklers = []
     for file in sorted(root.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [ast.unparse(node.func)] if isinstance(node, ast.Call) else []
-            found += [f"{file.name}: {name}" for name in names if name in UNPICKLERS or "pickle" in name]
-    assert found == []
+            unpicklers += [f"{file.name}: {name}" for name in names if name in UNPICKLERS or "pickle" in name]
+    assert unpicklers == []
 
 
 # Labelled data and passages, as a program and from the shell.
@@ -819,7 +819,7 @@ def test_spans_of_chapters_and_numbers_of_sessions_that_are_bombs(tmp_path):
 # The command.
 
 
-def said(*arguments, stdin=None):
+def message_of(*arguments, stdin=None):
     """The one line that the command says of bad input."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
     assert isinstance(result.exception, SystemExit), result.exception
@@ -840,16 +840,16 @@ JSON_LINES = {name: text for name, text in BOMBS.items() if text} | {
 def test_passages_that_are_bombs(tmp_path, text):
     path = tmp_path / "passages.jsonl"
     path.write_text(text, encoding="utf-8")
-    assert "passages.jsonl:1: " in said("rank", "who", path) or text == "\ufeff{}"
-    assert "stdin:1: " in said("rank", "who", "-", "--format", "jsonl", stdin=text) or text == "\ufeff{}"
+    assert "passages.jsonl:1: " in message_of("rank", "who", path) or text == "\ufeff{}"
+    assert "stdin:1: " in message_of("rank", "who", "-", "--format", "jsonl", stdin=text) or text == "\ufeff{}"
 
 
 def test_passages_that_are_no_file(tmp_path):
     (tmp_path / "loop.txt").symlink_to("loop.txt")
     for path in (tmp_path / "loop.txt", tmp_path / "none.txt"):
-        assert path.name in said("rank", "who", path, "--format", "txt")
-    assert "unknown kind of file" in said("rank", "who", tmp_path)
-    assert "directory" in said("rank", "who", tmp_path, "--format", "txt")
+        assert path.name in message_of("rank", "who", path, "--format", "txt")
+    assert "unknown kind of file" in message_of("rank", "who", tmp_path)
+    assert "directory" in message_of("rank", "who", tmp_path, "--format", "txt")
 
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
@@ -857,7 +857,7 @@ def test_head_sets_that_are_bombs_are_one_line_of_the_command(folder, tmp_path, 
     path, passages = tmp_path / "heads.json", tmp_path / "passages.txt"
     path.write_text(text, encoding="utf-8")
     passages.write_text("a")
-    assert "heads.json is not" in said("rank", "who", passages, "--model", folder, "--heads", path)
+    assert "heads.json is not" in message_of("rank", "who", passages, "--model", folder, "--heads", path)
 
 
 @pytest.mark.parametrize("command", ["detect", "evaluate"])
@@ -865,7 +865,7 @@ def test_head_sets_that_are_bombs_are_one_line_of_the_command(folder, tmp_path, 
 def test_data_that_is_a_bomb_is_one_line_of_the_command(tmp_path, command, text):
     path = tmp_path / "data.jsonl"
     path.write_text(text, encoding="utf-8")
-    assert "data.jsonl" in said(command, path)
+    assert "data.jsonl" in message_of(command, path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
@@ -876,4 +876,4 @@ def test_a_damaged_model_is_one_line_of_the_command(folder, tmp_path, name):
         (copy / file.name).write_bytes(file.read_bytes())
     (copy / name).write_bytes((copy / name).read_bytes()[:-9])
     passages.write_text("a")
-    assert "model" in said("rank", "who", passages, "--model", copy, "--heads", "1-0", "--device", "cpu")
+    assert "model" in message_of("rank", "who", passages, "--model", copy, "--heads", "1-0", "--device", "cpu")

@@ -144,12 +144,12 @@ def test_what_is_imported_is_declared(project, package):
     names = required([*declared["dependencies"], *(extras if project != ROOT else ())]).keys()
     own = {package, "qrhead_rag"}
     owners = metadata.packages_distributions()
-    found = set()
+    undeclared = set()
     for file, tree in sources(project / package):
         for top in {name.partition(".")[0] for name in imported(tree)} - sys.stdlib_module_names - own:
             if not names & {normalized(owner) for owner in owners.get(top, ())}:
-                found.add(f"{file.name}: {top}")
-    assert found == set()
+                undeclared.add(f"{file.name}: {top}")
+    assert undeclared == set()
 
 
 def imported(tree):
@@ -192,8 +192,8 @@ def imports_of_numpy(tree):
 @pytest.mark.slow
 def test_no_file_imports_numpy():
     """numpy comes with transformers; the core's arithmetic is torch's."""
-    found = [f"{file.name}:{line}" for file, tree in sources(ROOT / "qrhead_rag") for line in imports_of_numpy(tree)]
-    assert found == []
+    lines = [f"{file.name}:{line}" for file, tree in sources(ROOT / "qrhead_rag") for line in imports_of_numpy(tree)]
+    assert lines == []
 
 
 @pytest.mark.parametrize("code", ["import numpy as np", "from numpy.linalg import norm", "import_module('numpy')"])

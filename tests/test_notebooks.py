@@ -43,11 +43,11 @@ def same(fresh, kept):
 
 def tellings_of_a_machine(notebook):
     """Absolute paths and addresses of memory in the outputs."""
-    found = [text for output in outputs(notebook) for text in texts(output)]
+    contents = [text for output in outputs(notebook) for text in texts(output)]
     pattern = (
         r"(?<![\w.:/<&;])/(?:home|root|tmp|usr|work|var|opt|mnt|Users|private)/[\w./-]*|[A-Z]:\\\w+|\b0x[0-9a-f]{8,}"
     )
-    return [match.group() for text in found for match in re.finditer(pattern, text)]
+    return [match.group() for text in contents for match in re.finditer(pattern, text)]
 
 
 def texts(output):
@@ -89,8 +89,8 @@ def test_a_fresh_run_gives_the_committed_key_result(file, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     before = file.read_bytes()
     fresh = execute(file)
-    found, expected = key_result(fresh), key_result(committed(file))
-    assert same(found, expected), f"found {found}; the notebook has {expected}"
+    result, expected = key_result(fresh), key_result(committed(file))
+    assert same(result, expected), f"found {result}; the notebook has {expected}"
     assert [bool(cell.outputs) for cell in code_cells(fresh)] == [
         bool(cell.outputs) for cell in code_cells(committed(file))
     ]

@@ -59,7 +59,7 @@ class Use:
 
     def serial(self):
         """For each list and query, the scores, and whether an encoded list has the same ones."""
-        retriever, found = self.retriever, {}
+        retriever, scores_of = self.retriever, {}
         # A retriever that remembers nothing, on the same model and so under the same lock.
         options = retriever.options.model_dump() | {"cache_bytes": 0}
         serial = QRRetriever(
@@ -75,8 +75,8 @@ class Use:
                 ranking = serial.rank(query, passages)
                 # Encoded lists know no query yet: they are cut elsewhere, and never read in windows.
                 encodable = not (ranking.windowed or ranking.truncated)
-                found[which, query] = {ranked.index: ranked.score for ranked in ranking}, encodable
-        return found
+                scores_of[which, query] = {ranked.index: ranked.score for ranked in ranking}, encodable
+        return scores_of
 
     def some(self, rng):
         which = rng.randrange(len(self.lists))

@@ -94,9 +94,9 @@ def first_use(tmp_path_factory):
 @pytest.mark.embedded
 def test_the_embedded_model_works_in_every_mode_and_framework_without_network(first_use):
     best = dict(first_use["best"])
-    for shown in (best.pop("messages"), best.pop("memory")):
-        assert any("lends maps" in text for text in shown)
-        assert len(shown) < 7
+    for texts in (best.pop("messages"), best.pop("memory")):
+        assert any("lends maps" in text for text in texts)
+        assert len(texts) < 7
     assert set(map(str, best.values())) == {"1"}
 
 

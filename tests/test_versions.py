@@ -37,8 +37,8 @@ def pins(file):
 
 
 def lower_bound(requirement):
-    (found,) = (spec.version for spec in requirement.specifier if spec.operator == ">=")
-    return Version(found)
+    (oldest,) = (spec.version for spec in requirement.specifier if spec.operator == ">=")
+    return Version(oldest)
 
 
 def test_every_lower_bound_is_a_version_that_is_tested():
@@ -57,10 +57,10 @@ def test_the_newest_versions_are_within_the_declared_ranges():
 
 def test_what_is_installed_is_what_is_pinned():
     laid = str(OLDEST) in sys.path
-    wanted = pins("constraints.txt") | (pins("constraints-oldest.txt") if laid else {})
+    expected = pins("constraints.txt") | (pins("constraints-oldest.txt") if laid else {})
     names = {normalized(requirement.name) for requirement in declared()}
-    found = {name: Version(metadata.version(name).partition("+")[0]) for name in names}
-    assert found == {name: wanted[name] for name in names}
+    installed = {name: Version(metadata.version(name).partition("+")[0]) for name in names}
+    assert installed == {name: expected[name] for name in names}
 
 
 def test_everything_installed_has_what_it_requires():

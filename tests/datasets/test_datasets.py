@@ -19,8 +19,8 @@ def write(path, content):
     return path
 
 
-def texts(example, places):
-    return [example.documents[place].text for place in places]
+def texts(example, indices):
+    return [example.documents[index].text for index in indices]
 
 
 HOTPOT = {
@@ -66,8 +66,8 @@ def test_malformed_records_are_all_reported_with_file_and_line(tmp_path):
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(DatasetError) as caught:
         load_examples(path, format="hotpotqa")
-    found = [(problem.path, problem.line) for problem in caught.value.problems]
-    assert found == [(path, 1), (path, 4), (path, 5), (path, 6)]
+    positions = [(problem.path, problem.line) for problem in caught.value.problems]
+    assert positions == [(path, 1), (path, 4), (path, 5), (path, 6)]
     assert f"{path}:1: context: Field required" in str(caught.value)
     assert "Tower" in str(caught.value)
     assert "--skip-bad" in str(caught.value)
@@ -177,8 +177,8 @@ def test_musique_and_its_unanswerable_twin(tmp_path):
 def session(*contents, evidence=()):
     roles = ["user", "assistant"] * len(contents)
     return [
-        {"role": role, "content": content} | ({"has_answer": True} if place in evidence else {})
-        for place, (role, content) in enumerate(zip(roles, contents, strict=False))
+        {"role": role, "content": content} | ({"has_answer": True} if index in evidence else {})
+        for index, (role, content) in enumerate(zip(roles, contents, strict=False))
     ]
 
 
@@ -364,8 +364,8 @@ def test_beir_lists_come_from_bm25_and_misses_are_counted(beir):
     copper, sheep = load_examples(beir, candidates=3)
     assert [document.id for document in copper.documents[:1]] == ["d4"]
     assert {document.id for document in copper.documents} == {"d1", "d2", "d4"}
-    [place] = copper.relevant
-    assert copper.documents[place].id == "d2"
+    [index] = copper.relevant
+    assert copper.documents[index].id == "d2"
     assert (copper.grades, copper.missed) == ((2,), (1,))
     assert (sheep.documents[0].id, sheep.relevant, sheep.missed) == ("d3", (0,), ())
 
@@ -391,8 +391,8 @@ def dpr(question, answers, *contexts):
 def test_dpr_lists_of_gold_alone_are_filled_with_passages_that_hold_no_answer(tmp_path):
     gold = {"title": "Kettle", "text": "The copper kettle was made in Ombre.", "isgold": True, "hasanswer": True}
     others = [
-        dpr(f"question {place}?", [f"answer{place}"], {"title": "", "text": text, "isgold": True})
-        for place, text in enumerate(
+        dpr(f"question {index}?", [f"answer{index}"], {"title": "", "text": text, "isgold": True})
+        for index, text in enumerate(
             ["A copper kettle boils.", "The kettle of ombre is copper.", "Copper roofs.", "Tea", "Ombres have kettles"]
         )
     ]
@@ -402,9 +402,9 @@ def test_dpr_lists_of_gold_alone_are_filled_with_passages_that_hold_no_answer(tm
     example = load_examples(path, candidates=4)[0]
     assert len(example.documents) == 4
     assert texts(example, example.relevant) == [gold["text"]]
-    found = [document.text for document in example.documents]
-    assert "A copper kettle boils." in found
-    assert "The kettle of ombre is copper." not in found  # the answer stands in it
+    contents = [document.text for document in example.documents]
+    assert "A copper kettle boils." in contents
+    assert "The kettle of ombre is copper." not in contents  # the answer stands in it
     assert len(load_examples(path)[0].documents) == 5  # all there are, but the one with the answer
 
 
@@ -496,14 +496,14 @@ def test_orders_move_the_labels_with_the_documents():
     shuffled = ordered(EXAMPLE, "shuffled", seed=3)
     assert shuffled == ordered(EXAMPLE, "shuffled", seed=3) != ordered(EXAMPLE, "shuffled", seed=4)
     for example in (ordered(EXAMPLE, "reversed"), shuffled):
-        assert [example.documents[place].text for place in example.relevant] == ["b", "e"]
-        assert {example.documents[place].text: grade for place, grade in example.judgements.items()} == {"b": 3, "e": 1}
+        assert [example.documents[index].text for index in example.relevant] == ["b", "e"]
+        assert {example.documents[index].text: grade for index, grade in example.judgements.items()} == {"b": 3, "e": 1}
     with pytest.raises(ValueError, match="not an order"):
         EXAMPLE.reordered([0, 0, 1, 2, 3])
 
 
 def test_parts_have_no_example_in_common_and_samples_keep_the_order():
-    examples = [EXAMPLE.model_copy(update={"id": str(place)}) for place in range(20)]
+    examples = [EXAMPLE.model_copy(update={"id": str(index)}) for index in range(20)]
     first, second = (sample_examples(examples, part=(number, 2)) for number in (1, 2))
     assert not {e.id for e in first} & {e.id for e in second}
     some = sample_examples(examples, count=5, seed=1)

@@ -117,9 +117,9 @@ def recording(retriever, tmp_path_factory):
 def test_every_criterion_finds_the_hand_made_head_in_every_mode(criterion, mode, tmp_path):
     model, tokenizer = hand_made()
     retriever = QRRetriever(model, tokenizer, heads="all", mode=mode, model_name="hand-made")
-    found = record(retriever, [labelled(number) for number in range(6)], tmp_path)
+    recorded_lists = record(retriever, [labelled(number) for number in range(6)], tmp_path)
     detection = detect(
-        {"marks": found},
+        {"marks": recorded_lists},
         "hand-made",
         retriever.shape,
         mode,
@@ -187,10 +187,10 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(retriever, tmp_path, 
     asked.clear()
     monkeypatch.setattr(retriever, "head_scores", lambda query, documents: asked.append(query) or run(query, documents))
     calls = []
-    found = record(retriever, examples, tmp_path / "part", lambda *call: calls.append(call))
+    resumed = record(retriever, examples, tmp_path / "part", lambda *call: calls.append(call))
     assert len(asked) == 3
     assert calls == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-    for recorded, expected in zip(found, whole, strict=True):
+    for recorded, expected in zip(resumed, whole, strict=True):
         torch.testing.assert_close(recorded.scores, expected)
 
 
@@ -210,11 +210,11 @@ def test_files_are_told_apart_by_everything_the_scores_depend_on(retriever, monk
     with torch.no_grad():
         tuned.model.layers[0].mlp.up_proj.weight += 0.1
     assert settings_digest(QRRetriever(tuned, tokenizer, **named)) != settings
-    one = labelled(1)
-    digest = example_digest(one, settings)
-    assert digest == example_digest(one.model_copy(update={"relevant": (0,), "id": "other"}), settings)
-    assert digest != example_digest(ordered(one, "reversed"), settings)
-    assert digest != example_digest(one.model_copy(update={"query": "which two"}), settings)
+    example = labelled(1)
+    digest = example_digest(example, settings)
+    assert digest == example_digest(example.model_copy(update={"relevant": (0,), "id": "other"}), settings)
+    assert digest != example_digest(ordered(example, "reversed"), settings)
+    assert digest != example_digest(example.model_copy(update={"query": "which two"}), settings)
 
 
 def test_recording_wants_every_head(tmp_path):
@@ -224,20 +224,20 @@ def test_recording_wants_every_head(tmp_path):
 
 
 def test_examples_that_cannot_tell_heads_apart_are_left_out(retriever, tmp_path):
-    one = labelled(0)
-    everything = one.model_copy(update={"relevant": tuple(range(6)), "id": "all"})
-    nothing = one.model_copy(update={"relevant": (), "id": "none"})
-    found = record(retriever, [everything, *(labelled(number) for number in range(5)), nothing], tmp_path)
-    detection = detect({"marks": found}, "hand-made", SHAPE, "listwise")
+    example = labelled(0)
+    everything = example.model_copy(update={"relevant": tuple(range(6)), "id": "all"})
+    nothing = example.model_copy(update={"relevant": (), "id": "none"})
+    recording_ = record(retriever, [everything, *(labelled(number) for number in range(5)), nothing], tmp_path)
+    detection = detect({"marks": recording_}, "hand-made", SHAPE, "listwise")
     assert detection.data[0].num_unusable == 2
     assert detection.data[0].ids == tuple(f"e{number}" for number in range(5))
     with pytest.raises(ValueError, match="1 examples with relevant and other documents; expected at least 5"):
-        detect({"marks": Recording(found.examples[:2], found.files[:2])}, "hand-made", SHAPE, "listwise")
-    useless = Recording(found.examples[-1:], found.files[-1:])
+        detect({"marks": Recording(recording_.examples[:2], recording_.files[:2])}, "hand-made", SHAPE, "listwise")
+    useless = Recording(recording_.examples[-1:], recording_.files[-1:])
     with pytest.raises(ValueError, match="nothing has no example with both relevant and other documents"):
-        detect({"marks": found, "nothing": useless}, "hand-made", SHAPE, "listwise")
+        detect({"marks": recording_, "nothing": useless}, "hand-made", SHAPE, "listwise")
     with pytest.raises(ValueError, match="scores of 12 heads were recorded, the model has 15"):
-        detect({"marks": found}, "hand-made", ModelShape("llama", 3, 5), "listwise")
+        detect({"marks": recording_}, "hand-made", ModelShape("llama", 3, 5), "listwise")
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
@@ -279,10 +279,10 @@ def test_data_sets_count_alike_and_folds_spread_them():
 def test_set_quality_ranks_by_the_sum_of_the_heads():
     example = LabelledExample(query="q", documents=tuple(Passage(text=t) for t in "ab"), relevant=(1,))
     scores = torch.tensor([[1.0, 0.0], [0.0, 0.4], [0.0, 0.8]])
-    found = set_quality([RecordedExample(example, scores)] * 2, [0, 1], [[[0], [0, 1]], [[1], [0, 1, 2]]])
-    worst = found[0, 0].item()
+    quality = set_quality([RecordedExample(example, scores)] * 2, [0, 1], [[[0], [0, 1]], [[1], [0, 1, 2]]])
+    worst = quality[0, 0].item()
     assert worst < 1
-    torch.testing.assert_close(found, torch.tensor([[worst, worst], [1.0, 1.0]]))
+    torch.testing.assert_close(quality, torch.tensor([[worst, worst], [1.0, 1.0]]))
 
 
 def test_a_larger_set_has_to_earn_its_heads():
@@ -318,19 +318,19 @@ NEEDLE = Needle("the secret word is zork today", "ask", "zork")
 
 def test_copying_finds_the_head_that_attends_to_what_is_written(writer):
     haystack = "stone and river. cloud or bread. glass of river. " * 5
-    found = copying_scores(writer, needles=[NEEDLE], haystack=haystack, lengths=(20, 30), depths=(0.2, 0.8))
-    assert (found.num_found, found.num_runs) == (2, 2)
-    by_head = found.scores.view(3, 4)
+    copying = copying_scores(writer, needles=[NEEDLE], haystack=haystack, lengths=(20, 30), depths=(0.2, 0.8))
+    assert (copying.num_found, copying.num_runs) == (2, 2)
+    by_head = copying.scores.view(3, 4)
     assert by_head[COPIES] == 1.0
     assert by_head[FINDS] == 0.0
-    assert found.scores.mean() < 0.5
+    assert copying.scores.mean() < 0.5
 
 
 def test_copying_counts_only_needles_that_are_found(writer):
     lost = NEEDLE._replace(needle="the secret word is glass today", answer="glass")
-    found = copying_scores(writer, needles=[lost], haystack="stone river. cloud.", lengths=(4,))
-    assert (found.num_found, found.num_runs) == (0, 1)
-    assert not found.scores.any()
+    copying = copying_scores(writer, needles=[lost], haystack="stone river. cloud.", lengths=(4,))
+    assert (copying.num_found, copying.num_runs) == (0, 1)
+    assert not copying.scores.any()
     with pytest.raises(ValueError, match="'bread' is not part of the needle"):
         copying_scores(writer, needles=[NEEDLE._replace(answer="bread")], haystack="stone.", lengths=(1,))
 
@@ -352,8 +352,8 @@ def test_copied_share_equals_full_attention(embedded_all):
         for head, at in enumerate(place.tolist()):
             if span.start <= at < span.end and (ids + generated)[at] == token:
                 expected[head, at - span.start] = 1
-    found = copied_share(HeadReader(model, every), ids, generated, span)
-    torch.testing.assert_close(found, expected.mean(dim=1))
+    share = copied_share(HeadReader(model, every), ids, generated, span)
+    torch.testing.assert_close(share, expected.mean(dim=1))
 
 
 def test_needles_come_with_the_package_and_hide_between_sentences(writer):

@@ -38,9 +38,9 @@ def scores(retriever, mode, examples):
 def mean_tau(by_dtype, dtype, mode, file, count):
     examples = [ordered(example, "shuffled") for example in load_examples(file)[:count]]
     assert by_dtype[dtype].model.dtype == getattr(torch, dtype)
-    found, wanted = (scores(by_dtype[name], mode, examples) for name in (dtype, "float32"))
-    assert found != wanted, "the precision makes a difference, so that the comparison can fail"
-    taus = [kendalltau(one, other).statistic for one, other in zip(found, wanted, strict=True)]
+    halves, reference = (scores(by_dtype[name], mode, examples) for name in (dtype, "float32"))
+    assert halves != reference, "the precision makes a difference, so that the comparison can fail"
+    taus = [kendalltau(half, full).statistic for half, full in zip(halves, reference, strict=True)]
     return sum(taus) / len(taus)
 
 

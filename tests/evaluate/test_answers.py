@@ -87,11 +87,11 @@ def test_claims_are_asked_with_their_corrupted_twins_and_count_as_pairs():
     rules = [("sails", "TRUE"), ("sinks", "False, she sails."), ("stays", "true"), ("leaves", "TRUE")]
     answers = answer_with_contexts(claims, Scripted(rules), {"last": method}, top_k=1)
     assert ranked == ["Ida sails.", "Ida sinks.", "Tom stays.", "Tom leaves."]
-    found = summarize(answers)["last"]
-    assert found["true claims"].mean == 1.0
-    assert found["false claims"].mean == 0.5
-    assert found["correct"].mean == 0.75
-    assert found["pairs"].mean == 0.5
+    means = summarize(answers)["last"]
+    assert means["true claims"].mean == 1.0
+    assert means["false claims"].mean == 0.5
+    assert means["correct"].mean == 0.75
+    assert means["pairs"].mean == 0.5
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_questions_without_an_answer_are_asked_where_a_judge_marks_them():
         answer_with_contexts([refused], writer, {})
     answers = answer_with_contexts([QUESTION, refused], writer, {}, judge=lambda *asked: 0.25)
     assert [answer.marks for answer in answers if answer.id == "q_abs"] == [{"judge": 0.25}] * 2
-    found = summarize(answers)["full"]
-    assert (found["judge"].mean, found["exact"].mean) == (0.25, 1.0)
+    means = summarize(answers)["full"]
+    assert (means["judge"].mean, means["exact"].mean) == (0.25, 1.0)
 
 
 def test_methods_rank_the_list_in_the_order_asked_for():
@@ -153,12 +153,12 @@ def test_a_context_that_is_too_long_is_cut_at_its_end():
     writer.generate = lambda ids: seen.append(ids) or ids[:2]
     words = " ".join(f"ship{number}" for number in range(200))
     assert writer.answer(words, "Which?").truncated
-    shown = tokenizer.decode(seen[0])
+    prompt = tokenizer.decode(seen[0])
     assert len(seen[0]) <= 120 - 4
-    assert "ship0 ship1" in shown
-    assert "ship199" not in shown
-    assert "Which?" in shown
-    assert shown.startswith("<|im_start|>user")
+    assert "ship0 ship1" in prompt
+    assert "ship199" not in prompt
+    assert "Which?" in prompt
+    assert prompt.startswith("<|im_start|>user")
     assert not writer.answer("a ship", "Which?").truncated
 
 
@@ -197,7 +197,7 @@ def test_a_whole_small_run_on_the_embedded_model(tmp_path):
     path.write_text(json.dumps([record]), encoding="utf-8")
     writer = Writer.from_pretrained(max_new_tokens=12, device="cpu")
     answers = answer_with_contexts(load_examples(path), writer, {"last": last_first}, top_k=1)
-    found = {answer.context: answer for answer in answers}
-    assert found["oracle"].marks["contains"] == 1.0
-    assert found["last"].text == found["oracle"].text  # the same document, greedily
+    by_context = {answer.context: answer for answer in answers}
+    assert by_context["oracle"].marks["contains"] == 1.0
+    assert by_context["last"].text == by_context["oracle"].text  # the same document, greedily
     assert not any(answer.truncated for answer in answers)

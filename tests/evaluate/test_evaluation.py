@@ -36,18 +36,18 @@ NONE = example("ab", [], id="none")
 
 def test_metrics_equal_the_trec_eval_binding():
     rankings = [[3, 1, 0, 2], [1, 2, 0, 3], [0, 1]]
-    found = measure(rankings, [FOUR, FOUR, NONE], ["nDCG@10", "R@2", "RR", "AP"])
+    values = measure(rankings, [FOUR, FOUR, NONE], ["nDCG@10", "R@2", "RR", "AP"])
     names = {"nDCG@10": "ndcg_cut_10", "R@2": "recall_2", "RR": "recip_rank", "AP": "map"}
     qrels = {str(i): {"0": 1, "3": 2, "unlisted": 1} for i in (0, 1)} | {"2": {"0": 0}}
     run = {str(i): {str(d): 1.0 / (1 + rank) for rank, d in enumerate(ranking)} for i, ranking in enumerate(rankings)}
     evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.2", "recip_rank", "map"})
     expected = evaluator.evaluate(run)
     for name, theirs in names.items():
-        assert found[name] == [expected[str(i)][theirs] for i in range(3)]
+        assert values[name] == [expected[str(i)][theirs] for i in range(3)]
     # by hand: one of three relevant documents in the first two
-    assert found["R@2"][0] == pytest.approx(1 / 3)
-    assert found["RR"][1] == pytest.approx(1 / 3)
-    assert measure(rankings, [FOUR, FOUR, NONE], ["MRR", "RR"])["MRR"] == found["RR"]
+    assert values["R@2"][0] == pytest.approx(1 / 3)
+    assert values["RR"][1] == pytest.approx(1 / 3)
+    assert measure(rankings, [FOUR, FOUR, NONE], ["MRR", "RR"])["MRR"] == values["RR"]
 
 
 def test_ties_keep_the_order_of_the_list():
@@ -82,9 +82,9 @@ def test_paired_test_is_the_share_of_sign_flips_as_large():
         for signs in itertools.product([1, -1], repeat=5)
     ]
     expected = sum(flip >= sum(differences) - 1e-9 for flip in flips) / len(flips)
-    found = paired_test(first, second)
-    assert found.difference == pytest.approx(sum(differences) / 5)
-    assert found.p_value == pytest.approx(expected)
+    comparison = paired_test(first, second)
+    assert comparison.difference == pytest.approx(sum(differences) / 5)
+    assert comparison.p_value == pytest.approx(expected)
     assert paired_test(first, first) == (0.0, 1.0)
     with pytest.raises(ValueError, match="5 and 1 values"):
         paired_test(first, [1.0])
@@ -176,9 +176,9 @@ def by_hand(folder, text, *, first_token=False):
 
 
 def test_embeddings_are_means_whatever_they_are_batched_with(embedding_folder):
-    found = EmbeddingModel(embedding_folder, batch_size=2).embed(["a red boat", "snow", "snow", "a boat"])
+    vectors = EmbeddingModel(embedding_folder, batch_size=2).embed(["a red boat", "snow", "snow", "a boat"])
     expected = torch.stack([by_hand(embedding_folder, text) for text in ["a red boat", "snow", "snow", "a boat"]])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
 
 
 def test_embedding_layout_of_sentence_transformers(embedding_folder):
@@ -222,10 +222,10 @@ def test_rank_gpt_slides_over_the_list_and_keeps_what_the_model_leaves_out(monke
     writer = ScriptedWriter()
     monkeypatch.setattr(rerankers, "writer", lambda: writer)
     rank_gpt = make_method("benchmarks.rerankers:rank_gpt")
-    documents = [Passage(text="x" * (1 + 7 * place % 35)) for place in range(35)]
+    documents = [Passage(text="x" * (1 + 7 * index % 35)) for index in range(35)]
     ranked = rank_gpt("which?", documents)
     assert writer.shown == [20, 20, 20]  # from 15, from 5, from 0
-    lengths = [len(documents[place].text) for place in ranked.order]
+    lengths = [len(documents[index].text) for index in ranked.order]
     assert lengths[:17] == sorted(lengths, reverse=True)[:17]  # the model named as many of the last window
     assert sorted(ranked.order) == list(range(35))
     # of four the model names the best alone
@@ -248,7 +248,7 @@ def test_a_cross_encoder_scores_each_pair_as_if_alone(embedding_folder, monkeypa
 
 
 def best_last(query, documents):
-    return by_score([float(place) for place in range(len(documents))], len(documents))
+    return by_score([float(index) for index in range(len(documents))], len(documents))
 
 
 def test_evaluation_reports_in_terms_of_the_given_list_whatever_the_order():
@@ -264,10 +264,10 @@ def test_evaluation_reports_in_terms_of_the_given_list_whatever_the_order():
         for order in ("given", "reversed", "shuffled")
     }
     assert seen[2] == [document.text for document in reversed(BOATS.documents)]
-    for found in results.values():
-        assert (found.num_examples, found.num_without_relevant) == (2, 1)
-        assert found.values("knows", "RR") == [1.0, 1.0]
-        first = found.results[0]
+    for evaluation in results.values():
+        assert (evaluation.num_examples, evaluation.num_without_relevant) == (2, 1)
+        assert evaluation.values("knows", "RR") == [1.0, 1.0]
+        first = evaluation.results[0]
         assert (first.id, first.ranking[0], first.scores) == ("boats", 2, (0.0, 0.0, 1.0))
     assert results["given"].values("last", "RR") == [1.0, 1.0]
     assert results["reversed"].values("last", "RR") == pytest.approx([1 / 3, 1 / 2])
@@ -276,17 +276,17 @@ def test_evaluation_reports_in_terms_of_the_given_list_whatever_the_order():
 def test_evaluation_summary_comparison_and_files(tmp_path):
     worst = lambda query, documents: best_last(query, documents)._replace(order=list(range(len(documents))))  # noqa: E731
     calls = []
-    found = evaluate(
+    evaluation = evaluate(
         [BOATS, TREES], {"best": best_last, "worst": worst}, metrics=["RR"], on_progress=lambda *c: calls.append(c)
     )
     assert calls == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-    best, last = found.summaries()
+    best, last = evaluation.summaries()
     assert (best.method, best.metrics["RR"].mean) == ("best", 1.0)
     assert last.metrics["RR"].mean == pytest.approx((1 / 3 + 1 / 2) / 2)
-    assert found.compare("best", "worst", "RR").difference == pytest.approx(1 - (1 / 3 + 1 / 2) / 2)
+    assert evaluation.compare("best", "worst", "RR").difference == pytest.approx(1 - (1 / 3 + 1 / 2) / 2)
     with pytest.raises(ValueError, match="no 'AP' of 'best'"):
-        found.compare("best", "worst", "AP")
-    found.write_jsonl(tmp_path / "queries.jsonl")
+        evaluation.compare("best", "worst", "AP")
+    evaluation.write_jsonl(tmp_path / "queries.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "queries.jsonl").read_text().splitlines()]
     assert [(line["id"], line["method"], line["ranking"]) for line in lines] == [
         ("boats", "best", [2, 1, 0]),
@@ -294,9 +294,9 @@ def test_evaluation_summary_comparison_and_files(tmp_path):
         ("boats", "worst", [0, 1, 2]),
         ("trees", "worst", [0, 1]),
     ]
-    report = json.loads(found.to_json())
+    report = json.loads(evaluation.to_json())
     assert report["methods"][0]["metrics"]["RR"]["mean"] == 1.0
-    assert Evaluation.model_validate_json(found.model_dump_json()) == found
+    assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
 
 
 def test_what_is_unknown_is_refused_before_anything_is_ranked():
@@ -336,10 +336,10 @@ def test_baselines_on_hotpotqa_are_where_they_were_measured():
     from qrhead_rag.datasets.load import load_examples
 
     examples = load_examples(Path(__file__).parents[3] / "shared" / "data" / "hotpotqa" / "hotpotqa_100.json")
-    found = evaluate(
+    evaluation = evaluate(
         examples, {name: make_method(name) for name in ("bm25", "random")}, metrics=["nDCG@10"], order="shuffled"
     )
-    bm25, chance = (summary.metrics["nDCG@10"].mean for summary in found.summaries())
+    bm25, chance = (summary.metrics["nDCG@10"].mean for summary in evaluation.summaries())
     assert bm25 == pytest.approx(0.857, abs=0.01)
     assert chance == pytest.approx(0.53, abs=0.06)
 

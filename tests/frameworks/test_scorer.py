@@ -51,11 +51,11 @@ def test_a_model_is_loaded_at_first_use_by_one_of_many_threads(folder, monkeypat
     monkeypatch.setattr(QRRetriever, "from_pretrained", counting)
     components = [options(folder, instruction="Only here.") for _ in range(8)]
     assert loads == []
-    barrier, found = threading.Barrier(len(components)), []
+    barrier, scorers = threading.Barrier(len(components)), []
 
     def ask(component):
         barrier.wait()
-        found.append(component.load_scorer())
+        scorers.append(component.load_scorer())
 
     threads = [threading.Thread(target=ask, args=(component,)) for component in components]
     for thread in threads:
@@ -63,7 +63,7 @@ def test_a_model_is_loaded_at_first_use_by_one_of_many_threads(folder, monkeypat
     for thread in threads:
         thread.join()
     assert len(loads) == 1
-    assert len(set(map(id, found))) == 1
+    assert len(set(map(id, scorers))) == 1
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,9 @@ async def test_a_query_engine_moves_the_answer_to_the_top(llama_index_retriever,
     assert relevant in before[1:]
     engine = query_engine(llama_index_retriever, embedded)
     response = await engine.aquery(query) if is_async else engine.query(query)
-    found = [node.node_id for node in response.source_nodes]
-    assert found[0] == relevant
-    assert sorted(found) == sorted(before)
+    node_ids = [node.node_id for node in response.source_nodes]
+    assert node_ids[0] == relevant
+    assert sorted(node_ids) == sorted(before)
 
 
 @pytest.mark.parametrize("is_async", [False, True])

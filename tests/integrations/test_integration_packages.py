@@ -81,10 +81,10 @@ def test_versions_and_requirements_go_with_the_core(name):
 @pytest.mark.embedded
 def test_the_readme_shows_what_its_code_prints(name, capsys):
     readme = (INTEGRATIONS / name / "README.md").read_text("utf-8")
-    shown = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", readme, re.DOTALL)
-    assert len(shown) == 2
+    examples = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", readme, re.DOTALL)
+    assert len(examples) == 2
     names = {}
-    for code, output in shown:
+    for code, output in examples:
         exec(code, names)
         assert capsys.readouterr().out == output
 

@@ -30,9 +30,9 @@ def look_up(topic: str) -> str:
 
 
 class Scripted(BaseChatModel):
-    """Looks bears up twice at once, then answers; remembers what it was shown."""
+    """Looks bears up twice at once, then answers; remembers what it was visible."""
 
-    _shown: list[list[Any]] = PrivateAttr(default_factory=list)
+    _requests: list[list[Any]] = PrivateAttr(default_factory=list)
 
     @property
     def _llm_type(self) -> str:
@@ -42,8 +42,8 @@ class Scripted(BaseChatModel):
         return self
 
     def _generate(self, messages, stop=None, run_manager=None, **_):
-        self._shown.append(list(messages))
-        number = len(self._shown)
+        self._requests.append(list(messages))
+        number = len(self._requests)
         if isinstance(messages[-1], ToolMessage):
             answer = AIMessage("so it is")
         else:
@@ -57,10 +57,10 @@ def scorer():
     return WordOverlap.of(__file__)
 
 
-def assert_sound(shown):
+def assert_sound(visible):
     """What a chat model accepts: every result after its call, every call with its results."""
     open_calls = set()
-    for message in shown:
+    for message in visible:
         if isinstance(message, AIMessage):
             open_calls |= {call["id"] for call in message.tool_calls}
         if isinstance(message, ToolMessage):
@@ -94,15 +94,15 @@ def middleware(scorer, **options):
 async def test_the_model_sees_what_matters_and_the_state_stays_whole(scorer, is_async):
     model = Scripted()
     agent = create_agent(model, [look_up], system_prompt="be kind", middleware=[middleware(scorer, max_tokens=20)])
-    given = {"messages": [*history(), QUESTION]}
-    before = copy.deepcopy(given)
-    state = await agent.ainvoke(given) if is_async else agent.invoke(given)
-    assert given == before
+    inputs = {"messages": [*history(), QUESTION]}
+    before = copy.deepcopy(inputs)
+    state = await agent.ainvoke(inputs) if is_async else agent.invoke(inputs)
+    assert inputs == before
     assert len(state["messages"]) == 11 + 4
     assert [message.text for message in state["messages"][:11]] == [message.text for message in before["messages"]]
-    first, second = model._shown
+    first, second = model._requests
     assert isinstance(first[0], SystemMessage)
-    assert [m.text for m in first[1:]] == [m.text for m in [*history()[2:4], *history()[6:8], given["messages"][-1]]]
+    assert [m.text for m in first[1:]] == [m.text for m in [*history()[2:4], *history()[6:8], inputs["messages"][-1]]]
     assert isinstance(second[-1], ToolMessage)
     assert words(first) <= 20
     assert scorer.times_read(QUESTION.text) == 1, "the second step of the loop asks the same of the same history"
@@ -121,17 +121,17 @@ async def test_sixty_turns_with_tools(scorer, is_async):
     )
     config = {"configurable": {"thread_id": "t"}}
     for number in range(60):
-        given = {"messages": [HumanMessage(f"question {number} on bears")]}
-        state = await agent.ainvoke(given, config) if is_async else agent.invoke(given, config)
+        inputs = {"messages": [HumanMessage(f"question {number} on bears")]}
+        state = await agent.ainvoke(inputs, config) if is_async else agent.invoke(inputs, config)
     assert len(state["messages"]) == 60 * 5
     assert_sound(state["messages"])
-    assert len(model._shown) == 120
-    for shown in model._shown:
-        assert_sound(shown)
-        assert words(shown) <= 60
-        assert isinstance(shown[0], SystemMessage)
-        assert any(isinstance(message, HumanMessage) for message in shown)
-    assert max(map(len, model._shown)) < 25
+    assert len(model._requests) == 120
+    for visible in model._requests:
+        assert_sound(visible)
+        assert words(visible) <= 60
+        assert isinstance(visible[0], SystemMessage)
+        assert any(isinstance(message, HumanMessage) for message in visible)
+    assert max(map(len, model._requests)) < 25
 
 
 def test_sixty_steps_in_one_turn_stay_whole(scorer):
@@ -152,8 +152,8 @@ def test_with_a_real_model_in_every_mode(mode):
     agent = create_agent(model, [look_up], middleware=[middleware(scorer, max_tokens=30)])
     state = agent.invoke({"messages": [*history(), QUESTION]})
     assert len(state["messages"]) == 15
-    assert all(words(shown) <= 30 for shown in model._shown)
-    assert len(model._shown[0]) == 9
+    assert all(words(visible) <= 30 for visible in model._requests)
+    assert len(model._requests[0]) == 9
 
 
 def test_the_request_itself_is_not_changed(scorer):

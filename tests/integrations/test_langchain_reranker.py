@@ -37,10 +37,10 @@ def reranker(tiny):
 
 def test_order_and_scores_are_those_of_the_core(reranker, tiny):
     expected = tiny.rank(QUERY, TEXTS)
-    found = reranker.compress_documents(documents_of(), QUERY)
-    assert [document.id for document in found] == [str(ranked.index) for ranked in expected]
-    assert scores(found) == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
-    assert all(type(score) is float for score in scores(found))
+    reranked = reranker.compress_documents(documents_of(), QUERY)
+    assert [document.id for document in reranked] == [str(ranked.index) for ranked in expected]
+    assert scores(reranked) == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
+    assert all(type(score) is float for score in scores(reranked))
     assert isinstance(reranker, BaseDocumentCompressor)
 
 
@@ -53,9 +53,9 @@ def test_a_warning_names_the_line_that_called_the_reranker():
 
 async def test_async_gives_the_same(reranker):
     expected = reranker.compress_documents(documents_of(), QUERY)
-    found = await reranker.acompress_documents(documents_of(), QUERY)
-    assert [document.id for document in found] == [document.id for document in expected]
-    assert scores(found) == pytest.approx(scores(expected), abs=1e-6)
+    reranked = await reranker.acompress_documents(documents_of(), QUERY)
+    assert [document.id for document in reranked] == [document.id for document in expected]
+    assert scores(reranked) == pytest.approx(scores(expected), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ async def test_async_gives_the_same(reranker):
 )
 def test_selection_is_that_of_the_core(tiny, options):
     expected = tiny.rank(QUERY, TEXTS, **options)
-    found = QRHeadReranker(scorer=tiny, **{"top_n": None, **options}).compress_documents(documents_of(), QUERY)
-    assert [document.id for document in found] == [str(ranked.index) for ranked in expected]
-    assert 0 < len(found) < len(TEXTS)
+    reranked = QRHeadReranker(scorer=tiny, **{"top_n": None, **options}).compress_documents(documents_of(), QUERY)
+    assert [document.id for document in reranked] == [str(ranked.index) for ranked in expected]
+    assert 0 < len(reranked) < len(TEXTS)
 
 
 def test_five_documents_are_kept_unless_said_otherwise(tiny):
@@ -75,26 +75,26 @@ def test_five_documents_are_kept_unless_said_otherwise(tiny):
 def test_the_callers_documents_are_not_changed(reranker):
     documents = documents_of(relevance_score="mine", nested={"a": [1]}, vector=np.arange(3))
     before = copy.deepcopy([document.model_dump(exclude={"metadata": {"vector"}}) for document in documents])
-    found = reranker.compress_documents(tuple(documents), QUERY)
+    reranked = reranker.compress_documents(tuple(documents), QUERY)
     assert [document.model_dump(exclude={"metadata": {"vector"}}) for document in documents] == before
-    assert all(type(score) is float for score in scores(found))
-    assert all(document.metadata["vector"] is documents[int(document.id)].metadata["vector"] for document in found)
+    assert all(type(score) is float for score in scores(reranked))
+    assert all(document.metadata["vector"] is documents[int(document.id)].metadata["vector"] for document in reranked)
 
 
 def test_subclass_id_and_metadata_come_back(reranker):
     class Page(Document):
         number: int = 0
 
-    (found,) = reranker.compress_documents([Page(page_content="a", id="x", number=12, metadata={"b": 1})], QUERY)
-    assert (type(found), found.number, found.id, found.metadata["b"]) == (Page, 12, "x", 1)
+    (reranked,) = reranker.compress_documents([Page(page_content="a", id="x", number=12, metadata={"b": 1})], QUERY)
+    assert (type(reranked), reranked.number, reranked.id, reranked.metadata["b"]) == (Page, 12, "x", 1)
 
 
 def test_duplicates_stay_and_a_blank_document_is_last(reranker):
     texts = ["  ", "The same.", "The same.", *TEXTS]
-    found = reranker.compress_documents(documents_of(texts), QUERY)
-    assert sorted(document.id for document in found) == sorted(map(str, range(7)))
-    assert found[-1].id == "0"
-    assert scores(found)[-1] == min(scores(found))
+    reranked = reranker.compress_documents(documents_of(texts), QUERY)
+    assert sorted(document.id for document in reranked) == sorted(map(str, range(7)))
+    assert reranked[-1].id == "0"
+    assert scores(reranked)[-1] == min(scores(reranked))
 
 
 def test_a_title_key_makes_a_title_and_a_title_alone_does_not(tiny):
@@ -145,9 +145,9 @@ class Runs(BaseCallbackHandler):
 
 def test_ranking_is_traced_under_the_callers_callbacks(reranker):
     runs = Runs()
-    found = reranker.compress_documents(documents_of(), QUERY, callbacks=[runs])
+    reranked = reranker.compress_documents(documents_of(), QUERY, callbacks=[runs])
     assert runs.started == ["QRHeadReranker"]
-    assert runs.ended == [found]
+    assert runs.ended == [reranked]
     with pytest.raises(ValueError, match="blank"):
         reranker.compress_documents(documents_of(), "", callbacks=[runs])
     assert len(runs.failed) == 1
@@ -163,8 +163,8 @@ async def test_in_a_compression_retriever(reranker, tiny, is_async):
     runs = Runs()
     retriever = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=Fixed())
     config = {"callbacks": [runs]}
-    found = await retriever.ainvoke(QUERY, config) if is_async else retriever.invoke(QUERY, config)
-    assert [document.id for document in found] == [str(ranked.index) for ranked in tiny.rank(QUERY, TEXTS)]
+    reranked = await retriever.ainvoke(QUERY, config) if is_async else retriever.invoke(QUERY, config)
+    assert [document.id for document in reranked] == [str(ranked.index) for ranked in tiny.rank(QUERY, TEXTS)]
     assert runs.started == ["QRHeadReranker"]
     assert runs.parents["QRHeadReranker"] is not None
 
@@ -179,36 +179,36 @@ async def test_in_a_pipeline_beside_other_compressors(tiny, is_async):
     stages = [Shorten(), QRHeadReranker(scorer=tiny, top_n=3), QRHeadReranker(scorer=tiny, top_n=2)]
     pipeline = DocumentCompressorPipeline(transformers=stages)
     if is_async:
-        found = await pipeline.acompress_documents(documents_of(), QUERY)
+        reranked = await pipeline.acompress_documents(documents_of(), QUERY)
     else:
-        found = pipeline.compress_documents(documents_of(), QUERY)
+        reranked = pipeline.compress_documents(documents_of(), QUERY)
     first = tiny.rank(QUERY, [text[:12] for text in TEXTS], top_n=3)
     expected = tiny.rank(QUERY, [ranked.passage.text for ranked in first], top_n=2)
-    assert [document.page_content for document in found] == [ranked.passage.text for ranked in expected]
-    assert scores(found) == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
+    assert [document.page_content for document in reranked] == [ranked.passage.text for ranked in expected]
+    assert scores(reranked) == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
 
 
 def test_in_a_chain(reranker, tiny):
     runs = Runs()
     chain = RunnablePassthrough.assign(documents=lambda _: documents_of()) | RunnableLambda(
-        lambda given: reranker.compress_documents(given["documents"], given["query"])
+        lambda inputs: reranker.compress_documents(inputs["documents"], inputs["query"])
     )
-    found = chain.invoke({"query": QUERY}, {"callbacks": [runs]})
-    assert [document.id for document in found] == [str(ranked.index) for ranked in tiny.rank(QUERY, TEXTS)]
+    reranked = chain.invoke({"query": QUERY}, {"callbacks": [runs]})
+    assert [document.id for document in reranked] == [str(ranked.index) for ranked in tiny.rank(QUERY, TEXTS)]
     assert "QRHeadReranker" in runs.started
 
 
 def test_data_and_pickle_round_trips(embedded):
     reranker = QRHeadReranker(top_n=3, model="some/model", heads="nq", mode="late", min_share=0.1, title_key="t")
     injected = QRHeadReranker(scorer=embedded, top_n=1)
-    for given in (reranker, injected):
+    for component in (reranker, injected):
         for restored in (
-            QRHeadReranker(**given.model_dump()),
-            QRHeadReranker.model_validate_json(given.model_dump_json()),
-            pickle.loads(pickle.dumps(given)),
-            copy.deepcopy(given),
+            QRHeadReranker(**component.model_dump()),
+            QRHeadReranker.model_validate_json(component.model_dump_json()),
+            pickle.loads(pickle.dumps(component)),
+            copy.deepcopy(component),
         ):
-            assert restored.model_dump() == given.model_dump()
+            assert restored.model_dump() == component.model_dump()
     restored = pickle.loads(pickle.dumps(injected))
     expected = scores(injected.compress_documents(documents_of(), QUERY))
     assert scores(restored.compress_documents(documents_of(), QUERY)) == pytest.approx(expected, abs=1e-6)
@@ -225,5 +225,5 @@ def test_reranking_needs_no_langchain():
         "except ImportError as error:\n"
         "    print(error)\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install langchain-qrhead[agents]" in found.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install langchain-qrhead[agents]" in process.stdout

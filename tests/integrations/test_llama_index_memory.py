@@ -69,9 +69,9 @@ def test_archived_messages_are_looked_through_and_the_store_is_not_changed(score
     memory = memory_of(HISTORY, scorer)
     before = {status: memory.get_all(status) for status in (None, *MessageStatus)}
     assert len(before[MessageStatus.ARCHIVED]) > len(before[MessageStatus.ACTIVE])
-    shown = memory.get("apples")
-    assert texts(shown) == texts([*APPLES, *BEARS, *EELS])
-    for message in shown:
+    visible = memory.get("apples")
+    assert texts(visible) == texts([*APPLES, *BEARS, *EELS])
+    for message in visible:
         message.blocks[0].text += " (edited by an agent)"
     assert {status: memory.get_all(status) for status in (None, *MessageStatus)} == before
 
@@ -115,8 +115,8 @@ def test_recent_messages_come_first_and_the_last_turn_stays_over_the_limit(score
 
 def test_system_messages_stay(scorer):
     system = ChatMessage(role="system", content="be kind")
-    shown = memory_of([system, *HISTORY, user("apples ?")], scorer, token_limit=10).get()
-    assert texts(shown) == texts([system, *APPLES, user("apples ?")])
+    visible = memory_of([system, *HISTORY, user("apples ?")], scorer, token_limit=10).get()
+    assert texts(visible) == texts([system, *APPLES, user("apples ?")])
 
 
 @pytest.mark.parametrize("as_blocks", [True, False], ids=["ToolCallBlock", "additional_kwargs"])
@@ -133,9 +133,9 @@ def test_turns_with_tools_stay_whole(scorer, as_blocks):
     messages = [*APPLES, *looked, answer, *CLOUDS, user("apples ?")]
     for limit in range(1, 60):
         memory = memory_of(messages, scorer, token_limit=limit)
-        shown = [message.model_dump(mode="json") for message in memory.get("bears")]
+        visible = [message.model_dump(mode="json") for message in memory.get("bears")]
         turn = [message.model_dump(mode="json") for message in [*looked, answer]]
-        assert not [m for m in turn if m in shown] or [m for m in shown if m in turn] == turn
+        assert not [m for m in turn if m in visible] or [m for m in visible if m in turn] == turn
 
 
 def test_text_is_ranked_and_images_stay(scorer):
@@ -143,9 +143,9 @@ def test_text_is_ranked_and_images_stay(scorer):
     memory = memory_of(
         [seen, *CLOUDS, *DOORS, user("which bears")], scorer, token_limit=12, image_token_size_estimate=5
     )
-    shown = memory.get()
-    assert shown[0].blocks == seen.blocks
-    assert len(shown) == 2
+    visible = memory.get()
+    assert visible[0].blocks == seen.blocks
+    assert len(visible) == 2
     assert scorer.times_read("bears at night") == 1
 
 
@@ -214,13 +214,13 @@ def test_a_chat_engine_keeps_its_whole_history_and_shows_the_part_that_matters(s
 )
 @pytest.mark.slow
 async def test_an_agent_with_tools_runs_sixty_turns_on_a_trimmed_memory(scorer):
-    shown = []
+    visible = []
 
     def respond(messages, **_):
-        shown.append(list(messages))
+        visible.append(list(messages))
         if messages[-1].role == "tool":
             return ChatMessage(role="assistant", content="so it is")
-        call = ToolCallBlock(tool_call_id=f"call-{len(shown)}", tool_name="look_up", tool_kwargs={"topic": "bears"})
+        call = ToolCallBlock(tool_call_id=f"call-{len(visible)}", tool_name="look_up", tool_kwargs={"topic": "bears"})
         return ChatMessage(role="assistant", blocks=[call])
 
     def look_up(topic: str) -> str:
@@ -235,8 +235,8 @@ async def test_an_agent_with_tools_runs_sixty_turns_on_a_trimmed_memory(scorer):
     stored = memory.get_all(None)
     assert sum(message.role == "user" for message in stored) == 60
     assert sum(message.role == "tool" for message in stored) == 60
-    assert max(len(messages) for messages in shown) < 40
-    for messages in shown:
+    assert max(len(messages) for messages in visible) < 40
+    for messages in visible:
         calls = {b.tool_call_id for m in messages for b in m.blocks if isinstance(b, ToolCallBlock)}
         calls |= {call["id"] for m in messages for call in m.additional_kwargs.get("tool_calls", [])}
         results = [m.additional_kwargs["tool_call_id"] for m in messages if m.role == "tool"]

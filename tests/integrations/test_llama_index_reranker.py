@@ -44,18 +44,18 @@ def reranker(tiny):
 
 def test_order_and_scores_are_those_of_the_core(reranker, tiny):
     expected = tiny.rank(QUERY, TEXTS)
-    found = reranker.postprocess_nodes(nodes_of(), query_str=QUERY)
-    assert [node.node.text for node in found] == [TEXTS[ranked.index] for ranked in expected]
-    assert [node.score for node in found] == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
-    assert all(type(node.score) is float for node in found)
+    reranked = reranker.postprocess_nodes(nodes_of(), query_str=QUERY)
+    assert [node.node.text for node in reranked] == [TEXTS[ranked.index] for ranked in expected]
+    assert [node.score for node in reranked] == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
+    assert all(type(node.score) is float for node in reranked)
     assert isinstance(reranker, BaseNodePostprocessor)
 
 
 async def test_async_gives_the_same(reranker):
     expected = reranker.postprocess_nodes(nodes_of(), query_str=QUERY)
-    found = await reranker.apostprocess_nodes(nodes_of(), query_bundle=QueryBundle(QUERY))
-    assert [node.node.text for node in found] == [node.node.text for node in expected]
-    assert [node.score for node in found] == pytest.approx([node.score for node in expected], abs=1e-6)
+    reranked = await reranker.apostprocess_nodes(nodes_of(), query_bundle=QueryBundle(QUERY))
+    assert [node.node.text for node in reranked] == [node.node.text for node in expected]
+    assert [node.score for node in reranked] == pytest.approx([node.score for node in expected], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ async def test_async_gives_the_same(reranker):
 )
 def test_selection_is_that_of_the_core(tiny, options):
     expected = tiny.rank(QUERY, TEXTS, **options)
-    found = QRHeadReranker(scorer=tiny, **{"top_n": None, **options}).postprocess_nodes(nodes_of(), query_str=QUERY)
-    assert [node.node.text for node in found] == [ranked.passage.text for ranked in expected]
-    assert 0 < len(found) < len(TEXTS)
+    reranked = QRHeadReranker(scorer=tiny, **{"top_n": None, **options}).postprocess_nodes(nodes_of(), query_str=QUERY)
+    assert [node.node.text for node in reranked] == [ranked.passage.text for ranked in expected]
+    assert 0 < len(reranked) < len(TEXTS)
 
 
 def test_five_nodes_are_kept_unless_said_otherwise(tiny):
@@ -75,9 +75,9 @@ def test_five_nodes_are_kept_unless_said_otherwise(tiny):
 def test_the_callers_nodes_are_not_changed(tiny):
     nodes = nodes_of(metadata={"retrieval_score": "mine", "nested": {"a": [1]}})
     before = copy.deepcopy(nodes)
-    found = QRHeadReranker(scorer=tiny, keep_retrieval_score=True).postprocess_nodes(nodes, query_str=QUERY)
+    reranked = QRHeadReranker(scorer=tiny, keep_retrieval_score=True).postprocess_nodes(nodes, query_str=QUERY)
     assert nodes == before
-    assert {id(node) for node in found}.isdisjoint(map(id, nodes))
+    assert {id(node) for node in reranked}.isdisjoint(map(id, nodes))
 
 
 def test_whatever_a_node_carries_comes_back(reranker):
@@ -97,20 +97,20 @@ def test_whatever_a_node_carries_comes_back(reranker):
         image_resource=MediaResource(data=b"hello", mimetype="image/png"),
     )
     document = Document(text="A document.", id_="document")
-    given = {node.node_id: node for node in (text, image, index, several, document)}
-    found = reranker.postprocess_nodes([NodeWithScore(node=node) for node in given.values()], query_str=QUERY)
-    assert {node.node_id for node in found} == set(given)
-    for node in found:
-        assert node.node == given[node.node_id]
-        assert type(node.node) is type(given[node.node_id])
+    node_by_id = {node.node_id: node for node in (text, image, index, several, document)}
+    reranked = reranker.postprocess_nodes([NodeWithScore(node=node) for node in node_by_id.values()], query_str=QUERY)
+    assert {node.node_id for node in reranked} == set(node_by_id)
+    for node in reranked:
+        assert node.node == node_by_id[node.node_id]
+        assert type(node.node) is type(node_by_id[node.node_id])
 
 
 def test_a_subclass_of_node_with_score_survives(reranker):
     class Cited(NodeWithScore):
         page: int = 0
 
-    (found,) = reranker.postprocess_nodes([Cited(node=TextNode(text="a"), score=1.0, page=12)], query_str=QUERY)
-    assert (type(found), found.page) == (Cited, 12)
+    (reranked,) = reranker.postprocess_nodes([Cited(node=TextNode(text="a"), score=1.0, page=12)], query_str=QUERY)
+    assert (type(reranked), reranked.page) == (Cited, 12)
 
 
 @pytest.mark.parametrize(
@@ -124,31 +124,31 @@ def test_a_subclass_of_node_with_score_survives(reranker):
 )
 def test_a_node_of_no_text_is_kept_and_ranked_last(reranker, empty):
     nodes = [NodeWithScore(node=empty), *nodes_of()]
-    found = reranker.postprocess_nodes(nodes, query_str=QUERY)
-    assert len(found) == 5
-    assert found[-1].node is empty
-    assert found[-1].score == min(node.score for node in found)
+    reranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert len(reranked) == 5
+    assert reranked[-1].node is empty
+    assert reranked[-1].score == min(node.score for node in reranked)
 
 
 def test_duplicates_keep_their_ids_and_their_order(reranker):
     nodes = [NodeWithScore(node=TextNode(text="The same.", id_=str(n))) for n in range(3)] + nodes_of()
-    found = reranker.postprocess_nodes(nodes, query_str=QUERY)
-    assert sorted(node.node_id for node in found) == sorted(node.node_id for node in nodes)
+    reranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert sorted(node.node_id for node in reranked) == sorted(node.node_id for node in nodes)
 
 
 def test_retrieval_score_is_kept_where_no_model_reads_it(tiny):
     reranker = QRHeadReranker(scorer=tiny, keep_retrieval_score=True, top_n=None)
     nodes = nodes_of(metadata={"author": "Ines"}, excluded_llm_metadata_keys=["author"])
-    found = reranker.postprocess_nodes(nodes, query_str=QUERY)
-    by_text = {node.node.text: node for node in found}
+    reranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    by_text = {node.node.text: node for node in reranked}
     for node in nodes:
         kept = by_text[node.node.text].node
         assert kept.metadata == {"author": "Ines", "retrieval_score": node.score}
         for mode in (MetadataMode.LLM, MetadataMode.EMBED):
             assert kept.get_content(metadata_mode=mode) == node.node.get_content(metadata_mode=mode)
-    again = reranker.postprocess_nodes(found, query_str=QUERY)
+    again = reranker.postprocess_nodes(reranked, query_str=QUERY)
     assert again[0].node.excluded_llm_metadata_keys == ["author", "retrieval_score"]
-    plain = QRHeadReranker(scorer=tiny).postprocess_nodes(found, query_str=QUERY)
+    plain = QRHeadReranker(scorer=tiny).postprocess_nodes(reranked, query_str=QUERY)
     assert [node.score for node in again] == pytest.approx([node.score for node in plain], abs=1e-6)
 
 
@@ -156,18 +156,20 @@ def test_retrieval_score_is_kept_where_no_model_reads_it(tiny):
 def test_missing_and_numpy_scores_are_fine(tiny, score):
     node = NodeWithScore(node=TextNode(text=TEXTS[0]), score=None if score is None else 0.0)
     node.score = score
-    (found,) = QRHeadReranker(scorer=tiny, keep_retrieval_score=True).postprocess_nodes([node], query_str=QUERY)
-    kept = found.node.metadata["retrieval_score"]
+    (reranked,) = QRHeadReranker(scorer=tiny, keep_retrieval_score=True).postprocess_nodes([node], query_str=QUERY)
+    kept = reranked.node.metadata["retrieval_score"]
     assert kept == score
     assert kept is None or type(kept) is float
-    json.dumps(found.node.to_dict())
+    json.dumps(reranked.node.to_dict())
 
 
 def test_numpy_values_in_metadata_pass_through(reranker):
     nodes = nodes_of(metadata={"vector": np.arange(3), "page": np.int64(4)})
-    found = reranker.postprocess_nodes(nodes, query_str=QUERY)
-    assert all(node.metadata["vector"] is nodes[0].metadata["vector"] for node in found if node.node is nodes[0].node)
-    assert len(found) == 4
+    reranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    assert all(
+        node.metadata["vector"] is nodes[0].metadata["vector"] for node in reranked if node.node is nodes[0].node
+    )
+    assert len(reranked) == 4
 
 
 def test_metadata_mode_says_which_text_is_ranked(tiny):
@@ -179,8 +181,8 @@ def test_metadata_mode_says_which_text_is_ranked(tiny):
     ]
     for mode in MetadataMode:
         expected = tiny.rank(QUERY, [node.node.get_content(metadata_mode=mode) for node in nodes])
-        found = QRHeadReranker(scorer=tiny, metadata_mode=mode).postprocess_nodes(nodes, query_str=QUERY)
-        assert [node.score for node in found] == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
+        reranked = QRHeadReranker(scorer=tiny, metadata_mode=mode).postprocess_nodes(nodes, query_str=QUERY)
+        assert [node.score for node in reranked] == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
     assert QRHeadReranker().metadata_mode == MetadataMode.EMBED
 
 
@@ -189,11 +191,11 @@ def test_a_title_key_makes_a_title_and_a_title_alone_does_not(tiny):
     del nodes[2].node.metadata["name"]
     passages = [{"text": text, "title": f"Chapter {n}"} for n, text in enumerate(TEXTS)]
     passages[2]["title"] = None
-    found = QRHeadReranker(scorer=tiny, title_key="name").postprocess_nodes(nodes, query_str=QUERY)
-    assert [node.score for node in found] == pytest.approx(
+    reranked = QRHeadReranker(scorer=tiny, title_key="name").postprocess_nodes(nodes, query_str=QUERY)
+    assert [node.score for node in reranked] == pytest.approx(
         [ranked.score for ranked in tiny.rank(QUERY, passages)], abs=1e-6
     )
-    assert found[0].node.excluded_embed_metadata_keys == []
+    assert reranked[0].node.excluded_embed_metadata_keys == []
     plain = QRHeadReranker(scorer=tiny, metadata_mode=MetadataMode.NONE).postprocess_nodes(nodes, query_str=QUERY)
     assert [node.score for node in plain] == pytest.approx(
         [ranked.score for ranked in tiny.rank(QUERY, TEXTS)], abs=1e-6
@@ -251,19 +253,19 @@ def test_events_and_callbacks_tell_of_every_ranking(tiny, top_n, count):
     root = get_dispatcher()
     root.add_event_handler(events)
     try:
-        found = reranker.postprocess_nodes(nodes, query_str=QUERY)
+        reranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
     finally:
         root.event_handlers.remove(events)
     start, end = events.seen
     assert (start.query.query_str, start.nodes, start.model_name) == (QUERY, nodes, reranker.model)
     assert type(start.top_n) is int
     assert start.top_n == (top_n or count)
-    assert end.nodes == found
+    assert end.nodes == reranked
     ((before, after),) = debug.get_event_pairs(CBEventType.RERANKING)
     assert before.payload[EventPayload.NODES] == nodes
     assert before.payload[EventPayload.QUERY_STR] == QUERY
     assert before.payload[EventPayload.TOP_K] == start.top_n
-    assert after.payload[EventPayload.NODES] == found
+    assert after.payload[EventPayload.NODES] == reranked
 
 
 def test_a_query_engine_may_set_the_callback_manager(reranker):
@@ -293,9 +295,9 @@ def test_an_injected_scorer_is_rebuilt_from_model_heads_and_mode(embedded):
     expected = reranker.postprocess_nodes(nodes_of(), query_str=QUERY)
     for restored in (QRHeadReranker.from_json(reranker.to_json()), pickle.loads(pickle.dumps(reranker))):
         assert (restored.model, restored.heads, restored.mode) == (embedded.model_name, embedded.heads, "late")
-        found = restored.postprocess_nodes(nodes_of(), query_str=QUERY)
-        assert [node.node.text for node in found] == [node.node.text for node in expected]
-        assert [node.score for node in found] == pytest.approx([node.score for node in expected], abs=1e-6)
+        reranked = restored.postprocess_nodes(nodes_of(), query_str=QUERY)
+        assert [node.node.text for node in reranked] == [node.node.text for node in expected]
+        assert [node.score for node in reranked] == pytest.approx([node.score for node in expected], abs=1e-6)
         assert restored.load_scorer() is not embedded
 
 

@@ -95,7 +95,10 @@ queries = hostile.filter(str.strip)
 TOKENIZERS = {kind: tiny_tokenizer(kind) for kind in CONTROL} | {
     kind: sentencepiece_like(kind) for kind in ("normalizer", "metaspace", "unigram")
 }
-PROMPTS = {kind: (PromptTokenizer(found), PromptTemplate.for_tokenizer(found)) for kind, found in TOKENIZERS.items()}
+PROMPTS = {
+    kind: (PromptTokenizer(tokenizer), PromptTemplate.for_tokenizer(tokenizer))
+    for kind, tokenizer in TOKENIZERS.items()
+}
 every_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
 
 
@@ -150,11 +153,13 @@ def test_a_document_cannot_change_a_label_or_another_documents_tokens(kind, cont
     found = prompts.prompt(template, contents, query)
     replaced = [content if number != place else "Plain text." for number, content in enumerate(contents)]
     plain = prompts.prompt(template, replaced, query)
-    for number, (tokens, wanted) in enumerate(zip(of_documents(found), of_documents(plain), strict=True)):
+    for number, (tokens, expected) in enumerate(zip(of_documents(found), of_documents(plain), strict=True)):
         if number != place:
-            assert tokens == wanted
+            assert tokens == expected
         label = len(f"[{number + 1}]")
-        assert [one for one in tokens if one[1][1] <= label] == [one for one in wanted if one[1][1] <= label]
+        assert [token for token in tokens if token[1][1] <= label] == [
+            token for token in expected if token[1][1] <= label
+        ]
     assert found.ids[found.query_start :] == plain.ids[plain.query_start :]
 
 
@@ -234,20 +239,20 @@ def test_any_text_is_ranked_with_finite_scores_stable_order_and_its_own_id(model
             for number, (text, title) in enumerate(zip(contents, titles, strict=False))
         ]
         ranking = ranked(retriever, query, documents)
-        assert sorted(one.index for one in ranking) == list(range(len(documents)))
-        assert all(one.passage is documents[one.index] for one in ranking)
-        assert all(math.isfinite(one.score) for one in ranking)
-        scores = [one.score for one in ranking]
+        assert sorted(entry.index for entry in ranking) == list(range(len(documents)))
+        assert all(entry.passage is documents[entry.index] for entry in ranking)
+        assert all(math.isfinite(entry.score) for entry in ranking)
+        scores = [entry.score for entry in ranking]
         assert scores == sorted(scores, reverse=True)
         again = ranked(cold, query, documents)
-        by_index = {one.index: one.score for one in again}
-        assert scores == pytest.approx([by_index[one.index] for one in ranking], abs=1e-5)
+        by_index = {entry.index: entry.score for entry in again}
+        assert scores == pytest.approx([by_index[entry.index] for entry in ranking], abs=1e-5)
         assert ranked(retriever, query, documents) == ranked(retriever, query, documents)
-        for one, explained in zip(ranking, ranking.explain(), strict=True):
-            if not one.passage.content.strip():
+        for entry, explained in zip(ranking, ranking.explain(), strict=True):
+            if not entry.passage.content.strip():
                 continue
-            assert sum(token.contribution for token in explained.tokens) == pytest.approx(one.score, abs=1e-4)
-            parts = {"text": one.passage.text, "title": one.passage.title or ""}
+            assert sum(token.contribution for token in explained.tokens) == pytest.approx(entry.score, abs=1e-4)
+            parts = {"text": entry.passage.text, "title": entry.passage.title or ""}
             for token in explained.tokens:
                 assert token.part == "label" or token.text == parts[token.part][token.start : token.end]
 
@@ -297,10 +302,10 @@ def test_big_text(model, mode, text):
     retriever = make(model, mode, context_length=1024, piece_tokens=None)
     documents = [text, "The keeper counts the ships.", text[:-1], "Bread is baked at dawn."]
     ranking = ranked(retriever, QUERY, documents)
-    assert sorted(one.index for one in ranking) == [0, 1, 2, 3]
-    assert all(math.isfinite(one.score) for one in ranking)
-    assert {one.index for one in ranking if one.truncated} == {0, 2}
-    assert all(one.passage.text == documents[one.index] for one in ranking)
+    assert sorted(entry.index for entry in ranking) == [0, 1, 2, 3]
+    assert all(math.isfinite(entry.score) for entry in ranking)
+    assert {entry.index for entry in ranking if entry.truncated} == {0, 2}
+    assert all(entry.passage.text == documents[entry.index] for entry in ranking)
     with pytest.raises(ValueError, match="the context of the model 1024"):
         retriever.rank(text, documents)
 
@@ -311,7 +316,7 @@ def test_a_line_of_200_000_characters_is_read_whole_in_pieces(model, mode):
     text = BIG["a line of 200,000 characters"]
     ranking = ranked(make(model, mode, context_length=1024), QUERY, [text, "Bread is baked at dawn."])
     assert ranking.truncated == ()
-    assert all(math.isfinite(one.score) for one in ranking)
+    assert all(math.isfinite(entry.score) for entry in ranking)
     explained = next(found for found in ranking.explain() if found.index == 0)
     assert explained.tokens[-1].end == len(text)
 
@@ -322,8 +327,8 @@ def test_a_thousand_hostile_documents(model, mode):
     fragments = CONTROL_TOKENS + SENTENCES + INVISIBLE + WORDS
     documents = [Passage(text=fragments[n % len(fragments)] + f" {n}", id=str(n)) for n in range(1000)]
     ranking = ranked(make(model, mode, context_length=2048), QUERY, documents)
-    assert sorted(one.index for one in ranking) == list(range(1000))
-    assert all(math.isfinite(one.score) and one.passage is documents[one.index] for one in ranking)
+    assert sorted(entry.index for entry in ranking) == list(range(1000))
+    assert all(math.isfinite(entry.score) and entry.passage is documents[entry.index] for entry in ranking)
     assert ranking.windowed == (mode == "listwise")
 
 

@@ -72,13 +72,13 @@ def test_what_is_no_map_is_refused():
 
 
 def test_bars_are_the_scores_from_the_top():
-    found = ranking(
+    bars_of = ranking(
         (0.5, Passage(text="counts", title="Log")),
         (0.25, Passage(text="\n a  ship\n" + "x" * 99)),
         (-0.125, Passage(text="lamp", id="n7")),
         (-0.125, Passage(text=" ")),
     )
-    axes = plot_ranking(found).axes[0]
+    axes = plot_ranking(bars_of).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.25, -0.125, -0.125]
     assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == [BLUE, BLUE, ORANGE, ORANGE]
     assert [label.get_text() for label in axes.get_yticklabels()] == [

@@ -13,13 +13,13 @@ from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 
 def look(text):
     """Each styled piece of a text: its colours, and whether it is bold, underlined, dim."""
-    found = {}
+    style_of = {}
     for span in text.spans:
         style = span.style
         if not isinstance(style, str):
             colours = tuple(colour and tuple(colour.get_truecolor()) for colour in (style.color, style.bgcolor))
-            found[text.plain[span.start : span.end]] = (*colours, style.bold, style.underline, style.dim)
-    return found
+            style_of[text.plain[span.start : span.end]] = (*colours, style.bold, style.underline, style.dim)
+    return style_of
 
 
 def test_shades_tell_for_from_against():
@@ -36,13 +36,13 @@ def test_shades_tell_for_from_against():
     explained = ExplainedPassage(0, 0.81, passage, tokens)
     text = shade_passage(explained)
     assert text.plain == "Log\nships pass so near by"
-    found = look(text)
-    assert found["ships"] == ((255, 255, 255), FOR, True, False, None)
-    assert found["pass"] == ((0, 0, 0), AGAINST, True, True, None)
-    assert found["so"] == ((255, 255, 255), FOR, False, False, None)
-    assert found["near"] == (FOR, None, None, False, None)
-    assert found["Log"] == (AGAINST, None, None, True, None)
-    assert found.get("by", (None,) * 5) == (None,) * 5
+    style_of = look(text)
+    assert style_of["ships"] == ((255, 255, 255), FOR, True, False, None)
+    assert style_of["pass"] == ((0, 0, 0), AGAINST, True, True, None)
+    assert style_of["so"] == ((255, 255, 255), FOR, False, False, None)
+    assert style_of["near"] == (FOR, None, None, False, None)
+    assert style_of["Log"] == (AGAINST, None, None, True, None)
+    assert style_of.get("by", (None,) * 5) == (None,) * 5
     assert strongest_tokens(explained, 3) == "ships +1.0000, pass -1.0000, [1] +0.5000"
 
 
@@ -55,8 +55,8 @@ def test_a_passage_that_was_not_read_is_shown_plain():
 
 def test_what_was_not_read_is_dim():
     tokens = (TokenContribution("read", "text", 0, 4, 1.0),)
-    found = look(shade_passage(ExplainedPassage(0, 1.0, Passage(text="read, not read"), tokens, truncated=True)))
-    assert found[", not read"] == (None, None, None, None, True)
+    style_of = look(shade_passage(ExplainedPassage(0, 1.0, Passage(text="read, not read"), tokens, truncated=True)))
+    assert style_of[", not read"] == (None, None, None, None, True)
 
 
 @pytest.mark.parametrize("before", ["\r\n", "\x07\x08\x0b\x0c", "\x1b[31m", "\ud800", "[red]", "👩‍🍳 "])
@@ -73,6 +73,6 @@ def test_shades_stay_in_place_and_nothing_steers_the_terminal(before):
     console = Console(file=io.StringIO(), width=80)
     console.print(shade_passage(explained))
     console.print(strongest_tokens(explained), markup=False)
-    shown = console.file.getvalue()
-    assert not set(shown) & {*map(chr, range(32)), *map(chr, range(0xD800, 0xE000))} - {"\n"}
-    assert shown.count("ships") == 3
+    printed = console.file.getvalue()
+    assert not set(printed) & {*map(chr, range(32)), *map(chr, range(0xD800, 0xE000))} - {"\n"}
+    assert printed.count("ships") == 3
