@@ -62,13 +62,13 @@ def plain_forward(model: torch.nn.Module, ids: list[int]) -> Tensor:
 @torch.no_grad()
 def published(model: PreTrainedModel, prompt: Prompt, null: Prompt) -> Tensor:
     """c(t) of every head, by the model's own `output_attentions`. Shape: (layers, heads, tokens)"""
-    start, cache, found, name = prompt.query_start, DynamicCache(), [], cache_argument(model)
+    start, cache, attention, name = prompt.query_start, DynamicCache(), [], cache_argument(model)
     for ids, skipped in ((null.ids, 0), (prompt.ids, start)):
         output = model(torch.tensor([ids[skipped:]]), use_cache=True, output_attentions=True, **{name: cache})
         rows = slice(start - skipped, None)
-        found.append(torch.cat([layer[:, :, rows, :start].mean(dim=2) for layer in output.attentions]))
+        attention.append(torch.cat([layer[:, :, rows, :start].mean(dim=2) for layer in output.attentions]))
         crop(cache, start)
-    return calibrate(found[1], found[0])
+    return calibrate(attention[1], attention[0])
 
 
 def timed(runs: int, **sides) -> dict[str, float]:

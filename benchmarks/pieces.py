@@ -74,7 +74,7 @@ def main() -> None:
             device="cpu", heads=parse_heads(options.heads), mode="late", piece_tokens=size, cache_bytes=0
         )
         start = time.perf_counter()
-        rankings = [found for book in books for found in pooled(asked, book)]
+        rankings = [ranking for book in books for ranking in pooled(asked, book)]
         results = ", ".join(f"{name} {_mean([r[name] for r in rankings], claims):.3f}" for name in POOLS)
         print(f"pieces of {size}: {results} ({time.perf_counter() - start:.0f} s)", flush=True)
 

@@ -25,9 +25,9 @@ HEADS = [(17, 3), (17, 4), (18, 6), (18, 7)]
 
 def passages(number: int, words: int = 58) -> list[str]:
     """About 80 tokens each: stretches of the handbook, no two the same."""
-    found = list(islice(stretches(words), number))
-    assert len(set(found)) == number
-    return found
+    texts = list(islice(stretches(words), number))
+    assert len(set(texts)) == number
+    return texts
 
 
 def stretches(words: int) -> Iterator[str]:
@@ -35,8 +35,8 @@ def stretches(words: int) -> Iterator[str]:
     text = resources.files("qrhead_rag").joinpath("data/handbook.jsonl").read_text(encoding="utf-8")
     all_words = [word for line in text.splitlines() for word in json.loads(line)["text"].split()]
     twice = all_words * 2
-    for place in count():
-        start = 37 * place % len(all_words)
+    for number in count():
+        start = 37 * number % len(all_words)
         yield " ".join(twice[start : start + words])
 
 

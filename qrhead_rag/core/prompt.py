@@ -79,22 +79,22 @@ class PromptTemplate:
         control = set(tokenizer.get_added_vocab())
         template = tokenizer.chat_template
         if "<|start_header_id|>" in control:
-            found = cls(
+            template_of_family = cls(
                 prefix=f"{tokenizer.bos_token or ''}<|start_header_id|>user<|end_header_id|>",
                 suffix="<|eot_id|><|start_header_id|>assistant<|end_header_id|>",
                 separator=" \n\n",
             )
         elif "<|im_start|>" in control and (template is None or "<|im_start|>" in str(template)):
-            found = cls(prefix="<|im_start|>user", suffix="<|im_end|>\n<|im_start|>assistant")
+            template_of_family = cls(prefix="<|im_start|>user", suffix="<|im_end|>\n<|im_start|>assistant")
         elif template is not None:
-            found = cls(*_around_user_message(tokenizer))
+            template_of_family = cls(*_around_user_message(tokenizer))
         else:
             # Calling the tokenizer itself would switch off the caller's truncation and padding.
             sample = tokenizer.backend_tokenizer.encode("a")
             first = sample.ids[sample.attention_mask.index(1)]
             begin = tokenizer.bos_token if tokenizer.bos_token_id == first else None
-            found = cls(prefix=begin or "", suffix="\n\nAnswer:")
-        return found if instruction is None else replace(found, instruction=instruction)
+            template_of_family = cls(prefix=begin or "", suffix="\n\nAnswer:")
+        return template_of_family if instruction is None else replace(template_of_family, instruction=instruction)
 
     def question(self, query: str) -> str:
         """The query span up to the suffix: the late instruction and the query."""
@@ -111,8 +111,8 @@ def _around_user_message(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         add_generation_prompt=True,
         date_string="01 Jan 2025",
     )
-    prefix, found, suffix = str(rendered).rpartition(message)
-    if not found:
+    prefix, separator, suffix = str(rendered).rpartition(message)
+    if not separator:
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path!r} does not show the user's message; "
             "expected a template that renders a single user message. Set tokenizer.chat_template to None to use the "
@@ -242,13 +242,13 @@ class PromptTokenizer:
         """Tokens after the documents, for passages tokenized alone, and where among them the query span starts."""
         closing, control_after = self._split(template.suffix, at_start=False)
         ids, offsets = self._encode(template.separator + template.question(query) + closing)
-        start = next(place for place, (_, end) in enumerate(offsets) if end > len(template.separator))
+        start = next(index for index, (_, end) in enumerate(offsets) if end > len(template.separator))
         return [*ids, *control_after], start
 
     def sentences(self, content: str, max_tokens: int) -> list[tuple[int, int]]:
         """Character ranges of pieces of at most `max_tokens` tokens, cut at sentence ends where there are any."""
         offsets = self._encode(content)[1]
-        ends = [found.end() for found in _SENTENCE_END.finditer(content)]
+        ends = [sentence_end.end() for sentence_end in _SENTENCE_END.finditer(content)]
         pieces, start, token = [], 0, 0
         while token + max_tokens < len(offsets):
             limit = offsets[token + max_tokens][0]
@@ -307,7 +307,7 @@ class PromptTokenizer:
     def _split(self, around: str, at_start: bool = True) -> tuple[str, list[int]]:
         """Prefix or suffix as (plain text that touches the documents' side, token ids of the rest)."""
         pieces = [piece for piece in self._control_text.split(around) if piece]
-        controls = [place for place, piece in enumerate(pieces) if piece in self._control]
+        controls = [index for index, piece in enumerate(pieces) if piece in self._control]
         if not controls:
             return around, []
         inner = pieces[controls[-1] + 1 :] if at_start else pieces[: controls[0]]

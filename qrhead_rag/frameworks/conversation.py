@@ -67,7 +67,7 @@ def split_turns(messages: Sequence[Message]) -> list[list[int]]:
     """
     turns: list[list[int]] = []
     turn_of_call: dict[str, int] = {}
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         if message.role == "system":
             continue
         if message.role == "user" or not turns:
@@ -77,7 +77,7 @@ def split_turns(messages: Sequence[Message]) -> list[list[int]]:
             if first < len(turns) - 1:
                 turns[first:] = [[earlier for turn in turns[first:] for earlier in turn]]
                 turn_of_call = {call: min(turn, first) for call, turn in turn_of_call.items()}
-        turns[-1].append(place)
+        turns[-1].append(index)
         turn_of_call |= dict.fromkeys(message.calls, len(turns) - 1)
     return turns
 
@@ -107,9 +107,9 @@ def choose_messages(
     turns = split_turns(messages)
     if not turns:
         return list(range(len(messages)))
-    costs = [sum(messages[place].tokens for place in turn) for turn in turns]
-    system = [place for place, message in enumerate(messages) if message.role == "system"]
-    left = max_tokens - sum(messages[place].tokens for place in system) - costs[-1]
+    costs = [sum(messages[index].tokens for index in turn) for turn in turns]
+    system = [index for index, message in enumerate(messages) if message.role == "system"]
+    left = max_tokens - sum(messages[index].tokens for index in system) - costs[-1]
     if sum(costs[:-1]) <= left:
         return list(range(len(messages)))
 
@@ -124,11 +124,11 @@ def choose_messages(
 
     older = [turn for turn in range(len(turns) - 1) if costs[turn] <= max_tokens]
     if query is not None and any(costs[turn] <= left for turn in older if turn not in kept):
-        texts = ["\n".join(messages[place].text for place in turns[turn] if messages[place].text) for turn in older]
-        ranking = [older[place] for place in rank_turns(query, texts)]
+        texts = ["\n".join(messages[index].text for index in turns[turn] if messages[index].text) for turn in older]
+        ranking = [older[index] for index in rank_turns(query, texts)]
         ranking = [turn for turn in ranking if turn not in kept and costs[turn] <= left]
         kept |= set(select(costs, Selection(max_tokens=max(left, 1)), token_counts=costs, ranking=ranking))
-    return sorted([*system, *(place for turn in kept for place in turns[turn])])
+    return sorted([*system, *(index for turn in kept for index in turns[turn])])
 
 
 def _last_question(messages: Sequence[Message]) -> str | None:

@@ -68,7 +68,7 @@ class ExplainedPassage:
     """A ranked passage with the contributions of its tokens, in reading order.
 
     Attributes:
-        index: place in the list that was ranked.
+        index: in the list that was ranked.
         score: the sum of the contributions.
         passage: what the caller gave.
         tokens: none if the passage is blank and was not read.
@@ -101,21 +101,21 @@ class ExplainedPassage:
                 Stretch(same[0].text, sum(token.contribution for token in same), len(same))
                 for same in of_label.values()
             )
-        found: list[Stretch] = []
+        stretches: list[Stretch] = []
         reached = 0
         for token in tokens:
             if token.start > reached:
-                found.append(Stretch(whole[reached : token.start], None))
+                stretches.append(Stretch(whole[reached : token.start], None))
             if token.start < reached:
-                shared = found.pop()
+                shared = stretches.pop()
                 text, count = shared.text + whole[reached : token.end], shared.num_tokens + 1
-                found.append(Stretch(text, (shared.contribution or 0.0) + token.contribution, count))
+                stretches.append(Stretch(text, (shared.contribution or 0.0) + token.contribution, count))
             else:
-                found.append(Stretch(whole[token.start : token.end], token.contribution))
+                stretches.append(Stretch(whole[token.start : token.end], token.contribution))
             reached = max(reached, token.end)
         if reached < len(whole):
-            found.append(Stretch(whole[reached:], None))
-        return tuple(found)
+            stretches.append(Stretch(whole[reached:], None))
+        return tuple(stretches)
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,8 +131,8 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.passages)
 
-    def __getitem__(self, place: int) -> ExplainedPassage:
-        return self.passages[place]
+    def __getitem__(self, index: int) -> ExplainedPassage:
+        return self.passages[index]
 
     def __repr__(self) -> str:
         return f"<Explanation of {len(self)} passages for {self.query!r}>"
@@ -192,10 +192,10 @@ def blank_lowest(scores: Tensor, passages: Sequence[Passage]) -> Tensor:
 
 @dataclass(frozen=True)
 class RankedPassage:
-    """A passage with its place in the caller's list and its score.
+    """A passage with its index in the caller's list and its score.
 
     Attributes:
-        index: place in the list that was ranked.
+        index: in the list that was ranked.
         score: s(d); compares within this ranking only.
         passage: what the caller gave.
         truncated: whether only its beginning was read.
@@ -290,11 +290,11 @@ class Ranking(Sequence[RankedPassage]):
         return ranking_html(self)
 
     @overload
-    def __getitem__(self, place: int) -> RankedPassage: ...
+    def __getitem__(self, index: int) -> RankedPassage: ...
     @overload
-    def __getitem__(self, place: slice) -> tuple[RankedPassage, ...]: ...
-    def __getitem__(self, place: int | slice) -> RankedPassage | tuple[RankedPassage, ...]:
-        return self.passages[place]
+    def __getitem__(self, index: slice) -> tuple[RankedPassage, ...]: ...
+    def __getitem__(self, index: int | slice) -> RankedPassage | tuple[RankedPassage, ...]:
+        return self.passages[index]
 
     def __len__(self) -> int:
         return len(self.passages)

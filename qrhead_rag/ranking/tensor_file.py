@@ -58,15 +58,15 @@ def read_encoded(path: str | Path, identity: Mapping[str, Any]) -> tuple[Any, di
         if metadata.get("checksum") != _checksum(metadata["header"], tensors):
             raise ValueError("its content is not what its checksum says")
         header = parse_json(metadata["header"])
-        found, content = dict(header["identity"]), header["content"]
+        stored, content = dict(header["identity"]), header["content"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); expected a whole file written by EncodedPassages.save: encode again"
         ) from error
     for name, expected in identity.items():
-        if found.get(name) != expected:
+        if stored.get(name) != expected:
             raise ValueError(
-                f"{path} was encoded with {name} {found.get(name)}, the retriever has {name} {expected}; "
+                f"{path} was encoded with {name} {stored.get(name)}, the retriever has {name} {expected}; "
                 "load it with the retriever it was made by, or encode again"
             )
     return content, tensors

@@ -109,7 +109,7 @@ def rank_in_windows(
         scores[indices] = of_window
         for index, token in zip(indices.tolist(), tokens, strict=True):
             evidence[index] = token
-        return [numbers[place] for place in rank_order(of_window.tolist())]
+        return [numbers[index] for index in rank_order(of_window.tolist())]
 
     order, window, stride = _slide(store, len(read), size, best_first)
     more = f" (memory ran out with {size})" if window < size else ""
