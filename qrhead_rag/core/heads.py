@@ -165,8 +165,8 @@ def find_shipped(model: str, mode: Mode | None, name: str | None = None) -> Head
     Args:
         model: the model's name.
         mode: the mode that the heads are read under; None means the model's recommended mode. If the model has no set
-            for this mode, one of another mode is taken: heads carry over, though heads detected under the same mode
-            rank better.
+            for this mode, that of the recommended mode is taken: heads carry over, though heads detected under the
+            same mode rank better.
         name: name or task of the set; None takes the default.
 
     Raises:
@@ -186,8 +186,9 @@ def find_shipped(model: str, mode: Mode | None, name: str | None = None) -> Head
     if not matching:
         names = ", ".join(sorted({f"{s.name!r} ({s.mode})" for s in head_sets}))
         raise ValueError(f"{model} has no shipped head set named {name!r}; expected one of {names}, or a .json file")
-    mode = mode or recommended_mode(model)
-    return min(matching, key=lambda s: (s.mode != mode, s.name != name, not s.default))
+    recommended = recommended_mode(model)
+    mode = mode or recommended
+    return min(matching, key=lambda s: (s.mode != mode, s.mode != recommended, s.name != name, not s.default))
 
 
 def _shipped_for(model: str) -> list[HeadSet]:

@@ -20,14 +20,9 @@ from qrhead_rag.core.model_view import find_decoder
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.files import atomic_write
 from qrhead_rag.ranking.context import ListTooLongError
+from qrhead_rag.ranking.modes import MODES
 from qrhead_rag.ranking.retriever import QRRetriever
 from qrhead_rag.ranking.tensor_file import read_tensors
-
-_PER_PASSAGE_VERSION = 3
-"""Raised whenever `independent` and `late` change their scores, so that older recordings are not reused.
-
-1 let the heads see the prompt's opening, 2 hid it from them, 3 cuts pieces by tokens instead of characters.
-"""
 
 
 class RecordedExample(NamedTuple):
@@ -132,9 +127,9 @@ def settings_digest(retriever: QRRetriever) -> str:
     """
     digest = hashlib.sha256()
     settings: list[object] = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
-    settings.append(retriever.context_length)
+    settings += [retriever.context_length, MODES[retriever.mode].READING_VERSION]
     if retriever.mode != "listwise":
-        settings += [retriever.options.piece_tokens, retriever.options.key_dtype, _PER_PASSAGE_VERSION]
+        settings += [retriever.options.piece_tokens, retriever.options.key_dtype]
     digest.update(json.dumps(settings).encode())
     # of the decoder alone, so that a model loaded with its output matrix counts as the same model
     for name, weight in find_decoder(retriever.model).state_dict().items():

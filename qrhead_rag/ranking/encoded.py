@@ -231,6 +231,8 @@ class EncodedPassages:
 
 def _late_state(store: ListStore, state: ListState) -> Late:
     if not isinstance(state, Late):
-        mode = store.context.mode
-        raise ValueError(f"mode {mode!r} keeps every layer's keys and values; expected 'late' to save or load")
+        raise ValueError(
+            f"a list encoded under mode {store.context.mode!r} cannot be saved or loaded, since that mode keeps too much "
+            "for a file; expected 'late'"
+        )
     return state

@@ -6,6 +6,7 @@ query on the same list, and a list that grows at its end costs the part from its
 
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from qrhead_rag.ranking.store import ListStore
 
 class ListwiseList:
     """A list of passages in one prompt, with its keys and values once it has been run."""
+
+    READING_VERSION: ClassVar = 1
+    """Raised whenever the scores of this mode change, so that recordings made before are not reused."""
 
     def __init__(self, store: ListStore) -> None:
         self._store, self._context = store, store.context

@@ -1,6 +1,6 @@
 """The modes by name, and a list that is asked once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.passage import Passage
@@ -8,10 +8,10 @@ from qrhead_rag.core.scoring import Reading
 from qrhead_rag.ranking.cache import content_key
 from qrhead_rag.ranking.context import ListState
 from qrhead_rag.ranking.listwise import ListwiseList
-from qrhead_rag.ranking.per_passage import Independent, Late
+from qrhead_rag.ranking.per_passage import Independent, Late, PerPassage
 from qrhead_rag.ranking.store import ListStore
 
-MODES: dict[Mode, Callable[[ListStore], ListState]] = {
+MODES: dict[Mode, type[ListwiseList] | type[PerPassage]] = {
     "listwise": ListwiseList,
     "independent": Independent,
     "late": Late,

@@ -13,6 +13,7 @@ Long passages are cut into pieces that are encoded like passages; scores of a pa
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,12 @@ class PerPassage(ABC):
     The tensors of a passage are those of the retriever's cache: a list refers to them and copies none.
     """
 
+    READING_VERSION: ClassVar = 3
+    """Raised whenever the scores of a mode change, so that recordings made before are not reused.
+
+    1 let the heads see the prompt's opening, 2 hid it from them, 3 cuts pieces by tokens instead of characters.
+    """
+
     def __init__(self, store: ListStore) -> None:
         self._store, self._context = store, store.context
         self._passages: dict[str, PassagePieces] = {}  # by content
@@ -55,11 +62,29 @@ class PerPassage(ABC):
 
     @abstractmethod
     def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Of every layer's keys and values, those that are kept of a passage, by layer."""
+        """What is kept of passages that were run together.
+
+        Args:
+            keys: of every layer that ran. Shape: (passages, key heads, tokens, head size) each
+            values: likewise.
+
+        Returns:
+            The keys and the values that are kept, by layer, of the same shape but for the key heads. `_attend` gets
+            them back as the `pieces` of its list.
+        """
 
     @abstractmethod
     def _attend(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
-        """Attention of the selected heads to the opening and the passages. Shape: (heads, parts, tokens)"""
+        """Attention of the selected heads to the opening and the passages.
+
+        Args:
+            parts: the query parts, which stand right after the longest passage.
+            listed: the pieces of the list with what `_keep` left of each; `joined_keys()` puts their keys together,
+                and `positions` are those of their tokens, counted from the end of the opening.
+
+        Returns:
+            Tokens of the opening first. Shape: (heads, parts, tokens)
+        """
 
     @property
     def nbytes(self) -> int:

@@ -208,3 +208,10 @@ def test_a_default_of_the_same_mode_comes_first():
     for found in shipped_head_sets():
         if found.default:
             assert find_shipped(found.model, found.mode).mode == found.mode
+
+
+def test_a_mode_without_a_set_takes_that_of_the_recommended_mode(monkeypatch):
+    head_sets = tuple(heads for heads in shipped_head_sets() if heads.mode != "independent")
+    monkeypatch.setattr("qrhead_rag.core.heads.shipped_head_sets", lambda: head_sets)
+    assert find_shipped(EMBEDDED_MODEL, "independent") == find_shipped(EMBEDDED_MODEL, "late")
+    assert find_shipped(EMBEDDED_MODEL, "independent", "shallow").mode == "late"

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import qrhead_rag.detect.recording as recordings
 from qrhead_rag import HeadSet, QRRetriever
 from qrhead_rag.cli.detect import detect as detect_command
 from qrhead_rag.core.heads import ModelShape
@@ -38,6 +37,7 @@ from qrhead_rag.detect.recording import RecordedExample, Recording, example_dige
 from qrhead_rag.detect.report import DetectionOptions
 from qrhead_rag.evaluate.metrics import ndcg_of_scores
 from qrhead_rag.evaluate.writer import Writer
+from qrhead_rag.ranking.per_passage import PerPassage
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "reference_scores.json").read_text(encoding="utf-8"))
@@ -203,7 +203,7 @@ def test_files_are_told_apart_by_everything_the_scores_depend_on(retriever, monk
         assert settings_digest(QRRetriever(model, tokenizer, **named, **options)) != settings
     late = QRRetriever(model, tokenizer, **named, mode="late")
     before = settings_digest(late)
-    monkeypatch.setattr(recordings, "_PER_PASSAGE_VERSION", 1)
+    monkeypatch.setattr(PerPassage, "READING_VERSION", 1)
     assert settings_digest(late) != before
     assert settings_digest(retriever) == settings
     tuned, _ = hand_made()

@@ -7,7 +7,9 @@ import warnings
 import pytest
 
 from qrhead_rag import EncodedPassages, Passage, QRRetriever, RankedPassage, Ranking
+from qrhead_rag.ranking import modes
 from qrhead_rag.ranking.context import ListTooLongError, check_length
+from qrhead_rag.ranking.per_passage import Late
 from qrhead_rag.ranking.store import store_of
 from tests.helpers.held import held_by
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
@@ -147,7 +149,7 @@ def test_no_call_takes_the_lock_again(mode, tmp_path):
     encoded.rank_queries([QUERY, "what?"], max_tokens=100)
     assert (len(encoded.score(QUERY)), encoded.head_scores(QUERY).shape[1]) == (9, 9)
     assert encoded.nbytes > retriever.count_tokens(QUERY)
-    if mode == "late":
+    if issubclass(modes.MODES[mode], Late):
         encoded.save(tmp_path / "part-0.safetensors")
         assert len(EncodedPassages.load(tmp_path, retriever)) == 9
 
