@@ -232,7 +232,7 @@ class EncodedPassages:
 def _late_state(store: ListStore, state: ListState) -> Late:
     if not isinstance(state, Late):
         raise ValueError(
-            f"a list encoded under mode {store.context.mode!r} cannot be saved or loaded, since that mode keeps too much "
+            f"a list encoded under mode {store.context.mode!r} cannot be saved or loaded: that mode keeps too much "
             "for a file; expected 'late'"
         )
     return state
