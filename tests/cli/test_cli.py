@@ -17,6 +17,7 @@ from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.demo import Comparison, Question, compare, load_handbook, select_comparisons, summary
 from qrhead_rag.ranking.result import ExplainedPassage, RankedPassage, Ranking, TokenContribution
 from qrhead_rag.show.terminal import shade_passage, strongest_tokens
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 QUERY = "how many ships passed"
@@ -63,7 +64,7 @@ def retriever(folder):
     return QRRetriever.from_pretrained(folder, heads=[(1, 0), (2, 1)], device="cpu")
 
 
-@pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
+@pytest.mark.parametrize("mode", MODES)
 def test_json_is_the_ranking_of_the_library(folder, texts, mode):
     result = ranked(folder, QUERY, texts, "--mode", mode)
     expected = QRRetriever.from_pretrained(folder, heads=[(1, 0), (2, 1)], device="cpu", mode=mode).rank(QUERY, TEXTS)
