@@ -5,7 +5,7 @@ seed, gets a sentence at its end. It stands last in the list, next to the query.
 lists in which it overtakes the best right passage. The last two wordings know the query, as somebody does who writes a
 page to be found by it.
 
-    python benchmarks/injection.py --out benchmarks/reports/injection.json
+    python -m benchmarks.injection --out benchmarks/reports/injection.json
 """
 
 import argparse
@@ -101,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     base = QRRetriever.from_pretrained(heads="all", device="cpu")
     report: dict[str, object] = {
-        "command": "python benchmarks/injection.py --out benchmarks/reports/injection.json",
+        "command": "python -m benchmarks.injection --out benchmarks/reports/injection.json",
         "model": base.model_name,
         "passages": LENGTH,
     }
