@@ -14,13 +14,15 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from qrhead_rag import Passage, QRRetriever
+from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.prompt import INSTRUCTION
 from qrhead_rag.demo import Question, load_handbook
 from qrhead_rag.ranking.encoded import EncodedPassages
 
-MODES = ("listwise", "independent", "late")
+MODES = get_args(Mode)
 LENGTH = 10
 
 WORDINGS: dict[str, Callable[[str], str]] = {
