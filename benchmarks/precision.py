@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from scipy.stats import kendalltau
