@@ -5,7 +5,7 @@ seed, gets a sentence at its end. It stands last in the list, next to the query.
 lists in which it overtakes the best right passage. The last two wordings know the query, as somebody does who writes a
 page to be found by it.
 
-    python benchmarks/injection.py --out benchmarks/reports/injection.json
+    python -m benchmarks.injection --out benchmarks/reports/injection.json
 """
 
 import argparse
@@ -14,13 +14,15 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from qrhead_rag import Passage, QRRetriever
+from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.prompt import INSTRUCTION
 from qrhead_rag.demo import Question, load_handbook
 from qrhead_rag.ranking.encoded import EncodedPassages
 
-MODES = ("listwise", "independent", "late")
+MODES = get_args(Mode)
 LENGTH = 10
 
 WORDINGS: dict[str, Callable[[str], str]] = {
@@ -101,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     base = QRRetriever.from_pretrained(heads="all", device="cpu")
     report: dict[str, object] = {
-        "command": "python benchmarks/injection.py --out benchmarks/reports/injection.json",
+        "command": "python -m benchmarks.injection --out benchmarks/reports/injection.json",
         "model": base.model_name,
         "passages": LENGTH,
     }

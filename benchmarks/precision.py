@@ -13,15 +13,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from scipy.stats import kendalltau
 
 from benchmarks.warm import HEADS
 from qrhead_rag import LabelledExample, QRRetriever
+from qrhead_rag.core.heads import Mode
 from qrhead_rag.datasets.load import load_examples, ordered, sample_examples
 
-MODES = ("listwise", "independent", "late")
+MODES = get_args(Mode)
 DTYPES = ("float16", "bfloat16")
 
 

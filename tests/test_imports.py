@@ -12,6 +12,7 @@ from transformers import dependency_versions_table
 import qrhead_rag
 from qrhead_rag.core.heads import EMBEDDED_MODEL
 from tests.helpers.alone import ROOT, install_alone, normalized, required, run_alone
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_gguf
 
 OPTIONAL = [
@@ -55,7 +56,7 @@ for name in files:
 for name in qrhead_rag.__all__:
     getattr(qrhead_rag, name)
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
-for mode in ("listwise", "independent", "late"):
+for mode in {MODES!r}:
     retriever = qrhead_rag.QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0), (2, 1)], mode=mode)
     ranking = retriever.rank("which ship", ["a ship", "a lamp", ""], top_n=2)
     ranking.explain()
@@ -67,9 +68,7 @@ print("there", [name for name in {OPTIONAL!r} if importlib.util.find_spec(name)]
     assert result.returncode == 0, result.stderr
     files = len(list((ROOT / "qrhead_rag").rglob("*.py"))) - 1  # without the package itself
     assert result.stdout.splitlines() == [
-        "listwise 2",
-        "independent 2",
-        "late 2",
+        *(f"{mode} 2" for mode in MODES),
         f"{alone / 'qrhead_rag'} {files}",
         "there []",
     ]

@@ -19,11 +19,11 @@ import pytest
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.store import store_of
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 THREADS = 8
 GROWTH = 1.03
-MODES = ("listwise", "independent", "late")
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
 WORDS = ["the", "keeper", "counts", "ships", "that", "pass", "lighthouse", "of", "none", "two", "fog", "bell", "night"]
 QUERIES = ["Who counts the ships?", "Where is the bell?", "What of the fog, <|im_end|> and the night?"]

@@ -16,6 +16,7 @@ from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranke
 from qrhead_rag import QRRetriever
 from qrhead_rag.evaluate.embedding import EmbeddingModel
 from qrhead_rag.models.loading import load_generator
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,7 @@ from qrhead_rag import QRRetriever
 texts = ["The ferry leaves at nine.", "The library lends maps for a week.", "Keys hang behind the door."]
 query = "How long may I borrow a map?"
 best = {}
-for mode in ("listwise", "independent", "late"):
+for mode in MODES:
     best[mode] = QRRetriever.from_pretrained(mode=mode).rank(query, texts)[0].index
 documents = [Document(text, id=str(place)) for place, text in enumerate(texts)]
 compressor = LangChainReranker()
@@ -85,7 +86,7 @@ def first_use(tmp_path_factory):
     """Both frameworks on the embedded model, with an empty cache and no setting that says offline."""
     folder = tmp_path_factory.mktemp("home")
     folders = {"XDG_CACHE_HOME": str(folder / "cache"), "HF_HOME": str(folder / "hub")}
-    result = run(FORBID + LISTEN + USE, **folders)
+    result = run(f"MODES = {MODES!r}" + FORBID + LISTEN + USE, **folders)
     assert result.returncode == 0, result.stderr
     assert list((folder / "cache" / "qrhead-rag").glob("*/model.safetensors"))
     return json.loads(result.stdout.splitlines()[-1])

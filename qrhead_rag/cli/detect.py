@@ -43,7 +43,11 @@ def detect(
     model: ModelOptions,
     mode: ModeOption = None,
     criterion: Annotated[
-        Literal["contrastive", "mass", "ndcg"], typer.Option(help="What a head is worth on an example.")
+        Literal["contrastive", "mass", "ndcg"],
+        typer.Option(
+            help="The worth of a head on an example: a softmax over the documents, its mass on the relevant ones "
+            "(contrastive); attention on the relevant ones (mass); nDCG@10 of the ranking by this head alone (ndcg)."
+        ),
     ] = "contrastive",
     num_heads: Annotated[
         str, typer.Option(help="How many heads, or auto: as few as rank held-out examples as well as the best number.")
@@ -143,7 +147,7 @@ def print_report(detection: "Detection", console: Console) -> None:
         lengths = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
         left_out = f"; {used.num_unusable} that cannot tell heads apart left out" if used.num_unusable else ""
         console.print(f"{used.name}: {len(used.ids)} examples of {lengths} documents{left_out}", markup=False)
-    heads = Table("head", "worth", "found again", box=None, pad_edge=False)
+    heads = Table("head", "worth", "chosen again in resamples", box=None, pad_edge=False)
     for head in detection.chosen:
         heads.add_row(f"{head.layer}-{head.head}", f"{head.value:.4f}", f"{head.frequency:.0%}")
     console.print(heads)
@@ -156,7 +160,7 @@ def print_report(detection: "Detection", console: Console) -> None:
     chosen, everything, drawn = (detection.quality[name] for name in (criterion, "all", "random"))
     console.print(
         f"{chosen.mean - everything.mean:+.3f} over all heads (p = {detection.p_value_all:.4f}), "
-        f"{chosen.mean - drawn.mean:+.3f} over {counted} heads drawn blindly (which spread by "
+        f"{chosen.mean - drawn.mean:+.3f} over {counted} random heads (standard deviation "
         f"{detection.random_spread:.3f})."
     )
     for against, curve in (("number of heads", detection.by_num_heads), ("deepest layer", detection.by_depth)):

@@ -54,7 +54,7 @@ def rank(
     as_json: JsonOption = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each token contributed.")] = False,
 ) -> None:
-    """Rank the documents of a file by how much of the query's attention they get."""
+    """Rank the documents of a file by the query's attention to them. Lines count from 1, with the blank ones."""
     with one_line_errors():
         kept = selection.validated()
         content, name, read_as = _read(file, file_format)
@@ -174,12 +174,13 @@ def _opening(passage: "Passage") -> str:
 
 def _print_head_sets(head_sets: list[HeadSet]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "set", "mode", "criterion"):
+    table.add_column("model", no_wrap=True, overflow="fold")
+    for column in ("set", "mode", "criterion"):
         table.add_column(column, overflow="fold")
-    table.add_column("heads", justify="right")
+    table.add_column("n", justify="right")  # short, so that 80 columns hold the longest row
     for heads in head_sets:
         mark = " **" if heads.recommended else " *" if heads.default else ""
         table.add_row(heads.model, f"{heads.name}{mark}", heads.mode, heads.criterion, str(len(heads.heads)))
     console = Console()
     console.print(table, markup=False)
-    console.print("** read by default. * default of its mode. --json adds heads and sources.", style="dim")
+    console.print("n heads; ** read by default, * default of its mode. --json adds heads, sources.", style="dim")

@@ -5,7 +5,7 @@
     contrastive  softmax over the documents at a temperature, its mass on the relevant ones (CoRe heads, Tran et al.,
                  arXiv 2510.02219); its published detector has one relevant document per list, here there may be several
 
-`mass` prefers heads with much attention, the other two prefer selective heads.
+`mass` prefers heads with much attention, `ndcg` and `contrastive` prefer selective heads.
 
 Sets are evaluated on held-out examples. A set's score of a document is the sum of its heads' recorded scores. A
 retriever sums the heads before it applies the token mask (core/scoring.py), so these numbers are close to its own, not

@@ -11,7 +11,7 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from qrhead_rag.ranking.result import ExplainedPassage, Stretch
+from qrhead_rag.ranking.result import ExplainedPassage, Stretch, TokenContribution
 from qrhead_rag.show.ink import colour_of, printable, strength
 
 _COLOURED, _BACKGROUND, _BOLD = 0.25, 0.5, 0.75  # strengths from which each style applies
@@ -29,13 +29,14 @@ def shade_passage(passage: ExplainedPassage) -> Text:
 
 
 def strongest_tokens(passage: ExplainedPassage, number: int = 8) -> str:
-    """The tokens with the largest contributions, for or against, strongest first."""
+    """The tokens with the largest contributions, for or against, strongest first; label tokens are marked."""
     tokens = sorted(passage.tokens, key=lambda token: -abs(token.contribution))[:number]
-    return ", ".join(f"{_word(token.text)} {token.contribution:+.4f}" for token in tokens)
+    return ", ".join(f"{_word(token)} {token.contribution:+.4f}" for token in tokens)
 
 
-def _word(text: str) -> str:
-    return printable(text.strip()) or repr(text)
+def _word(token: TokenContribution) -> str:
+    word = printable(token.text.strip()) or repr(token.text)
+    return f"{word} (label)" if token.part == "label" else word
 
 
 def _styled_halves(stretch: Stretch, highest: float) -> Iterator[tuple[str, Style]]:

@@ -17,6 +17,7 @@ from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.demo import Comparison, Question, compare, load_handbook, select_comparisons, summary
 from qrhead_rag.ranking.result import ExplainedPassage, RankedPassage, Ranking, TokenContribution
 from qrhead_rag.show.terminal import shade_passage, strongest_tokens
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 QUERY = "how many ships passed"
@@ -63,7 +64,7 @@ def retriever(folder):
     return QRRetriever.from_pretrained(folder, heads=[(1, 0), (2, 1)], device="cpu")
 
 
-@pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
+@pytest.mark.parametrize("mode", MODES)
 def test_json_is_the_ranking_of_the_library(folder, texts, mode):
     result = ranked(folder, QUERY, texts, "--mode", mode)
     expected = QRRetriever.from_pretrained(folder, heads=[(1, 0), (2, 1)], device="cpu", mode=mode).rank(QUERY, TEXTS)
@@ -277,6 +278,11 @@ def test_heads_are_filtered_by_model():
     assert "**" in marks
 
 
+def test_a_row_of_heads_is_whole_at_80_columns():
+    lines = invoke("heads", columns="80").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == [heads.model for heads in shipped_head_sets()]
+
+
 def test_a_model_without_heads_is_told_how_to_find_them():
     result = invoke("heads", "--model", "nobody/nothing")
     assert result.exit_code == 2
@@ -386,6 +392,11 @@ def test_version_and_help():
     assert all(f"  {command} " in listed for command in ("rank", "heads", "demo"))
     for option in ("--top-n", "--min-share", "--max-tokens", "--explain", "--json", "--instruction", "--layout"):
         assert option in invoke("rank", "--help").stdout
+
+
+def test_the_command_runs_as_a_module():
+    command = [sys.executable, "-m", "qrhead_rag.cli", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == f"qrhead {__version__}\n"
 
 
 def test_commands_share_the_declaration_of_an_option():

@@ -16,6 +16,7 @@ from qrhead_rag.core.heads import (
     recommended_mode,
     shipped_head_sets,
 )
+from tests.helpers.modes import MODES
 
 LLAMA = ModelShape("llama", 30, 9)
 
@@ -159,7 +160,7 @@ def test_the_embedded_models_heads():
     assert find_shipped(EMBEDDED_MODEL.lower(), "late").model == EMBEDDED_MODEL
 
 
-@pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
+@pytest.mark.parametrize("mode", MODES)
 def test_the_embedded_model_has_a_default_and_a_shallow_set_for_each_mode(mode):
     default = find_shipped(EMBEDDED_MODEL, mode)
     assert (default.name, default.mode, default.task) == ("default", mode, "hotpotqa+nq")

@@ -3,15 +3,13 @@
 import csv
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.datasets.load import DatasetError, detect_format, load_examples, ordered, sample_examples, write_jsonl
-
-MEASURING = Path(__file__).parents[3] / "shared" / "data"
+from tests.helpers.data import DATA
 
 
 def write(path, content):
@@ -513,7 +511,7 @@ def test_parts_have_no_example_in_common_and_samples_keep_the_order():
         sample_examples(examples, part=(3, 2))
 
 
-@pytest.mark.skipif(not MEASURING.is_dir(), reason="data beside the project is absent")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the data sets are absent")
 @pytest.mark.parametrize(
     ("name", "options", "count"),
     [
@@ -529,7 +527,7 @@ def test_parts_have_no_example_in_common_and_samples_keep_the_order():
 )
 @pytest.mark.slow
 def test_the_data_beside_the_project_is_read_whole(name, options, count):
-    examples = load_examples(MEASURING / name, **options)
+    examples = load_examples(DATA / name, **options)
     assert len(examples) == count
     assert all(example.documents for example in examples)
     assert any(example.relevant for example in examples)

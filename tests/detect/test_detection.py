@@ -38,6 +38,7 @@ from qrhead_rag.detect.report import DetectionOptions
 from qrhead_rag.evaluate.metrics import ndcg_of_scores
 from qrhead_rag.evaluate.writer import Writer
 from qrhead_rag.ranking.per_passage import PerPassage
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "reference_scores.json").read_text(encoding="utf-8"))
@@ -112,7 +113,7 @@ def recording(retriever, tmp_path_factory):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.slow
 def test_every_criterion_finds_the_hand_made_head_in_every_mode(criterion, mode, tmp_path):
     model, tokenizer = hand_made()

@@ -11,13 +11,13 @@ from scipy.stats import kendalltau
 
 from qrhead_rag import QRRetriever
 from qrhead_rag.datasets.load import load_examples, ordered
+from tests.helpers.data import HOTPOTQA
+from tests.helpers.modes import MODES
 
 HEADS = [(17, 3), (17, 4), (18, 6), (18, 7)]
-MODES = ("listwise", "independent", "late")
 OURS = Path(__file__).parents[1] / "data" / "labelled_examples.jsonl"
 pytestmark = pytest.mark.soak  # half precision takes minutes on a CPU
 
-HOTPOTQA = Path(__file__).parents[3] / "shared" / "data" / "hotpotqa" / "hotpotqa_100.json"
 WANTED = 0.95
 
 
@@ -51,7 +51,7 @@ def test_half_precision_ranks_our_own_texts_as_float32_does(embedded_by_dtype, d
     assert mean_tau(embedded_by_dtype, dtype, mode, OURS, count) >= WANTED
 
 
-@pytest.mark.skipif(not HOTPOTQA.exists(), reason="HotpotQA is not beside the project")
+@pytest.mark.skipif(not HOTPOTQA.exists(), reason="HotpotQA is absent")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("dtype", "count"), [("bfloat16", 40), ("float16", 8)])
 def test_half_precision_ranks_many_lists_as_float32_does(embedded_by_dtype, dtype, count, mode):

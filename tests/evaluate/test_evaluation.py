@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import pytrec_eval
@@ -21,6 +20,7 @@ from qrhead_rag.evaluate.evaluation import Evaluation, evaluate
 from qrhead_rag.evaluate.methods import Ranked, by_score, cached_method, make_method
 from qrhead_rag.evaluate.metrics import confidence_interval, measure, ndcg_of_scores, paired_test
 from qrhead_rag.evaluate.writer import Answer
+from tests.helpers.data import HOTPOTQA
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 
@@ -331,11 +331,11 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch):
         make_method("bm25")
 
 
-@pytest.mark.skipif(not (Path(__file__).parents[3] / "shared").is_dir(), reason="data beside the project is absent")
+@pytest.mark.skipif(not HOTPOTQA.exists(), reason="the data sets are absent")
 def test_baselines_on_hotpotqa_are_where_they_were_measured():
     from qrhead_rag.datasets.load import load_examples
 
-    examples = load_examples(Path(__file__).parents[3] / "shared" / "data" / "hotpotqa" / "hotpotqa_100.json")
+    examples = load_examples(HOTPOTQA)
     evaluation = evaluate(
         examples, {name: make_method(name) for name in ("bm25", "random")}, metrics=["nDCG@10"], order="shuffled"
     )

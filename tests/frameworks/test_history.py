@@ -12,9 +12,9 @@ from qrhead_rag.core.selection import rank_order
 from qrhead_rag.frameworks.conversation import rank_history, with_neighbours
 from qrhead_rag.ranking.store import store_of
 from tests.helpers.held import held_by
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
-MODES = ["listwise", "independent", "late"]
 TURNS = [f"Ship {number} passed the lighthouse, and the keeper wrote it down." for number in range(12)]
 
 

@@ -15,6 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import PrivateAttr
 
 from qrhead_rag import QRRetriever
+from tests.helpers.modes import MODES
 from tests.helpers.overlap import WordOverlap
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -145,7 +146,7 @@ def test_sixty_steps_in_one_turn_stay_whole(scorer):
     assert seen == [[HumanMessage("go"), *steps]]
 
 
-@pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
+@pytest.mark.parametrize("mode", MODES)
 def test_with_a_real_model_in_every_mode(mode):
     scorer = QRRetriever(tiny_model(max_position_embeddings=2048), tiny_tokenizer(), heads=[(1, 0), (2, 1)], mode=mode)
     model = Scripted()

@@ -18,6 +18,7 @@ from llama_index.postprocessor.qrhead import QRHeadMemory
 from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranker
 
 from qrhead_rag import QRRetriever
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 THREADS, TASKS = 16, 32
@@ -154,10 +155,7 @@ def test_a_model_that_generates_meanwhile_generates_what_it_would_alone():
     prompt = tokenizer("The keeper of the lighthouse", return_tensors="pt")
     options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
     alone = model.generate(**prompt, **options)
-    retrievers = [
-        QRRetriever(model, tokenizer, heads=[(1, 0), (2, 1)], mode=mode, cache_bytes=0)
-        for mode in ("listwise", "independent", "late")
-    ]
+    retrievers = [QRRetriever(model, tokenizer, heads=[(1, 0), (2, 1)], mode=mode, cache_bytes=0) for mode in MODES]
     expected = [serial_scores(retriever, 6) for retriever in retrievers]
     done, rounds, generated = threading.Event(), [], []
 

@@ -6,6 +6,7 @@ import torch
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.core.scoring import Evidence
 from qrhead_rag.ranking.result import explain_passage
+from tests.helpers.modes import MODES, PER_PASSAGE_MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
@@ -18,7 +19,7 @@ PASSAGES = [
     Passage(text="x", title="y" * 40),
 ]
 
-every_mode = pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
+every_mode = pytest.mark.parametrize("mode", MODES)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_a_truncated_document_is_explained_as_far_as_it_was_read(model, mode):
     assert covered(explained, "title") == {0, 1, 2}
 
 
-@pytest.mark.parametrize("mode", ["independent", "late"])
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_pieces_are_explained_where_they_stand(model, mode):
     long = Passage(text="".join(f"Ship {number} passes at night. " for number in range(60)), title="Log")
     ranking = rank(model, mode, [long, "Bread is baked."], piece_tokens=32)

@@ -23,10 +23,10 @@ from qrhead_rag.models.quiet import quiet
 from qrhead_rag.ranking.store import store_of
 from qrhead_rag.ranking.windows import is_out_of_memory
 from tests.core.test_attention import snapshot
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
-MODES = ["listwise", "independent", "late"]
 QUERY, OTHER = "Who counts the ships?", "What is baked?"
 DOCUMENTS = ["The keeper counts the ships. " * 6, "Bread is baked at dawn.", "", "Nothing passes.", "A third one"]
 MORE = ["Fog came at noon. " * 8, "The lamp burns oil."]

@@ -19,6 +19,7 @@ from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.store import store_of
 from tests.helpers.held import held_by
+from tests.helpers.modes import MODES, PER_PASSAGE_MODES
 from tests.helpers.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
@@ -31,8 +32,6 @@ DOCUMENTS = [
     "N/A",
     "The lighthouse is tall.",
 ]
-MODES = ["listwise", "independent", "late"]
-SEPARATE = ["independent", "late"]
 
 
 def retriever(mode, family="llama", **options):
@@ -132,7 +131,7 @@ def test_progress_is_shown_only_where_it_is_asked_for(mode, capsys):
     assert "encoding: 100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", SEPARATE)
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_a_document_scores_the_same_in_every_order(mode):
     asked = retriever(mode, cache_bytes=0)
     wanted = asked.score(QUERY, DOCUMENTS)
@@ -144,7 +143,7 @@ def test_a_document_scores_the_same_in_every_order(mode):
         )
 
 
-@pytest.mark.parametrize("mode", SEPARATE)
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_what_is_not_in_the_list_does_not_matter(mode):
     used, fresh = retriever(mode), retriever(mode)
     used.score(QUERY, ["something else entirely " * 20, *DOCUMENTS])
@@ -298,7 +297,7 @@ def test_explanations_sum_to_the_score_and_point_into_the_callers_text(mode):
             assert whole is None or whole[token.start : token.end] == token.text
 
 
-@pytest.mark.parametrize("mode", SEPARATE)
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_pieces_of_text_with_many_tokens_a_character_are_no_longer_than_others(mode):
     asked = retriever(mode, piece_tokens=64, changes={"max_position_embeddings": 512})
     rare = "\U00012000" * 120  # cuneiform: several tokens each
@@ -330,7 +329,7 @@ def test_long_documents_are_read_in_pieces_to_their_end():
     assert len(ranges) > 5
 
 
-@pytest.mark.parametrize("mode", SEPARATE)
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 @pytest.mark.slow
 def test_a_list_longer_than_the_context(mode):
     asked = retriever(mode, changes={"max_position_embeddings": 256})
@@ -348,7 +347,7 @@ def test_a_window_that_hides_documents_is_said(family):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("mode", SEPARATE)
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_half_precision(mode, dtype):
     asked = QRRetriever(
         tiny_model(dtype=dtype, max_position_embeddings=2048), tiny_tokenizer(), heads=HEADS, mode=mode, piece_tokens=64
@@ -457,7 +456,7 @@ def test_what_is_removed_leaves_memory(mode, places):
 
 @pytest.mark.parametrize(
     ("mode", "before"),
-    [(mode, before) for mode in SEPARATE for before in ("extended", "alike")] + [("late", "loaded")],
+    [(mode, before) for mode in PER_PASSAGE_MODES for before in ("extended", "alike")] + [("late", "loaded")],
 )
 def test_what_is_removed_leaves_memory_whatever_came_before(mode, before, tmp_path):
     asked = retriever(mode, cache_bytes=0)
@@ -591,7 +590,7 @@ def test_the_null_query_fits_too():
         assert exact.rank("a", ["One.", "Two.", "Three."]).windowed
 
 
-@pytest.mark.parametrize("mode", SEPARATE)
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_the_opening_before_every_passage_counts_in_a_batch(mode, monkeypatch):
     asked = retriever(mode, batch_tokens=300)
     reader, rows = store_of(asked).context.reader, []

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from qrhead_rag import HeadSet, Passage, QRRetriever
 from qrhead_rag.ranking.store import store_of
 from tests.core.test_attention import snapshot
+from tests.helpers.modes import MODES, PER_PASSAGE_MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
-MODES = ["listwise", "independent", "late"]
 QUERY = "Who counts the ships?"
 DOCUMENTS = [
     "The keeper of the lighthouse counts the ships that pass.",
@@ -97,7 +97,7 @@ def test_a_warm_retriever_answers_like_a_cold_one(model, mode):
     assert store_of(warm).cache.nbytes > 0
 
 
-@pytest.mark.parametrize("mode", ["independent", "late"])
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_order_of_the_list_cannot_matter(model, mode):
     retriever = make(model, mode)
     scores = retriever.score(QUERY, DOCUMENTS)
@@ -183,7 +183,7 @@ def test_duplicates_keep_place_and_id(model, mode):
     assert all(ranked.passage is twins[ranked.index] for ranked in ranking if ranked.index < 3)
 
 
-@pytest.mark.parametrize("mode", ["independent", "late"])
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_equal_scores_keep_the_callers_order(model, mode):
     same = ["The keeper counts."] * 4
     retriever = make(model, mode)
@@ -278,7 +278,7 @@ def test_a_document_longer_than_the_context_is_cut_for_scoring_and_returned_whol
     assert encoded.truncated == {0}
 
 
-@pytest.mark.parametrize("mode", ["independent", "late"])
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_pieces_read_a_document_that_is_longer_than_the_context_whole(model, mode):
     long = "Bread is baked at dawn. " * 60 + "The keeper counts the ships."
     retriever = make(model, mode, context_length=300, piece_tokens=64)

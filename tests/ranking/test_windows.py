@@ -10,6 +10,7 @@ from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.ranking.context import ListTooLongError
 from qrhead_rag.ranking.store import store_of
 from qrhead_rag.ranking.windows import slide, window_size
+from tests.helpers.modes import MODES, PER_PASSAGE_MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
@@ -150,7 +151,7 @@ def test_an_encoded_list_that_grows_too_long_stays_as_it_was():
     assert encoded.score(QUERY) == pytest.approx(before)
 
 
-@pytest.mark.parametrize("mode", ["independent", "late"])
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 def test_the_other_modes_know_no_limit_on_lists(mode):
     retriever, docs = make(mode, context_length=300), documents(40)
     with warnings.catch_warnings():
@@ -182,7 +183,7 @@ def test_a_window_asked_for_that_does_not_fit_is_an_error_that_says_so():
         make(context_length=300, window=12).rank(QUERY, documents(20))
 
 
-@pytest.mark.parametrize("mode", ["listwise", "independent", "late"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_query_longer_than_the_context(mode):
     retriever = make(mode, context_length=120)
     with warnings.catch_warnings():

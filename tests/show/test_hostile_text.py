@@ -19,10 +19,10 @@ from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.core.prompt import INSTRUCTION, NULL_QUERY, PromptTemplate, PromptTokenizer
 from qrhead_rag.ranking.cache import content_key
 from tests.core.test_prompt import sentencepiece_like
+from tests.helpers.modes import MODES, PER_PASSAGE_MODES
 from tests.helpers.tiny import CONTROL, tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
-MODES = ["listwise", "independent", "late"]
 QUERY = "Who counts the ships?"
 
 every_mode = pytest.mark.parametrize("mode", MODES)
@@ -259,7 +259,7 @@ def test_any_text_is_ranked_with_finite_scores_stable_order_and_its_own_id(model
     ranks()
 
 
-@pytest.mark.parametrize("mode", ["independent", "late"])
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 @pytest.mark.slow
 def test_no_text_changes_how_another_document_is_read(model, mode):
     """What is kept of a document is the same whatever stands beside it."""
@@ -310,7 +310,7 @@ def test_big_text(model, mode, text):
         retriever.rank(text, documents)
 
 
-@pytest.mark.parametrize("mode", ["independent", "late"])
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
 @pytest.mark.slow
 def test_a_line_of_200_000_characters_is_read_whole_in_pieces(model, mode):
     text = BIG["a line of 200,000 characters"]

@@ -10,6 +10,7 @@ from qrhead_rag import Passage, QRRetriever, RankedPassage, Ranking
 from qrhead_rag.ranking.result import ExplainedPassage, Explanation, Stretch, TokenContribution
 from qrhead_rag.show.html import Card, cards_html, page_html
 from qrhead_rag.show.ink import printable
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
@@ -50,7 +51,7 @@ class Page(HTMLParser):
         return [node for node in self.elements if name in node.get("class", "").split() or node["tag"] == name]
 
 
-@pytest.fixture(scope="module", params=["listwise", "independent", "late"])
+@pytest.fixture(scope="module", params=MODES)
 def ranking(request):
     return QRRetriever(tiny_model(), tiny_tokenizer(), heads=HEADS, mode=request.param).rank(QUERY, PASSAGES)
 

@@ -43,7 +43,7 @@ def test_shades_tell_for_from_against():
     assert style_of["near"] == (FOR, None, None, False, None)
     assert style_of["Log"] == (AGAINST, None, None, True, None)
     assert style_of.get("by", (None,) * 5) == (None,) * 5
-    assert strongest_tokens(explained, 3) == "ships +1.0000, pass -1.0000, [1] +0.5000"
+    assert strongest_tokens(explained, 3) == "ships +1.0000, pass -1.0000, [1] (label) +0.5000"
 
 
 def test_a_passage_that_was_not_read_is_shown_plain():

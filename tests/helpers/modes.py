@@ -1,0 +1,12 @@
+"""The modes, for tests that hold in each of them: a mode that is added is tested with the others."""
+
+from typing import get_args
+
+from qrhead_rag.core.heads import Mode
+from qrhead_rag.ranking import modes
+from qrhead_rag.ranking.per_passage import PerPassage
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+PER_PASSAGE_MODES: tuple[Mode, ...] = tuple(
+    mode for mode, made in modes.MODES.items() if isinstance(made, type) and issubclass(made, PerPassage)
+)
