@@ -1,4 +1,4 @@
-"""The page of error messages has an entry for every message, and none for one that is gone; modes and criteria are named."""
+"""The error messages, modes and criteria of the code are in the documents, and no message that is gone."""
 
 import ast
 import re
