@@ -1,9 +1,13 @@
-"""The page of error messages has an entry for every message, and none for one that is gone."""
+"""The error messages, modes and criteria of the code are in the documents, and no message that is gone."""
 
 import ast
 import re
 
+import pytest
+
+from qrhead_rag.detect.choosing import CRITERIA
 from tests.helpers.alone import ROOT
+from tests.helpers.modes import MODES
 
 ENTRIES = (ROOT / "docs" / "pages" / "troubleshooting.md").read_text(encoding="utf-8")
 PACKAGES = [*sorted((ROOT / "qrhead_rag").rglob("*.py")), *sorted((ROOT / "integrations").rglob("*.py"))]
@@ -68,3 +72,17 @@ def test_every_entry_says_what_to_do():
     terms = re.split(r"\n(?=:   )", ENTRIES)
     assert len(terms) > 70
     assert all(term.rstrip().endswith("`") for term in terms[:-1])
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["README.md", "CHANGELOG.md", "docs/pages/modes.md", "docs/pages/how-it-works.md", "docs/pages/finding-heads.md"],
+)
+def test_what_names_the_modes_names_each(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert [mode for mode in MODES if f"`{mode}`" not in text and f"`@{mode}`" not in text] == []
+
+
+def test_the_page_on_heads_has_every_criterion():
+    page = (ROOT / "docs" / "pages" / "finding-heads.md").read_text(encoding="utf-8")
+    assert [name for name in CRITERIA if not re.search(rf"^\| `{name}`", page, re.MULTILINE)] == []
