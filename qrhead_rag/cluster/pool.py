@@ -27,6 +27,9 @@ class Pool(BaseModel):
 
     Raises:
         ValueError: an option out of range; the message names it.
+
+    >>> Pool(concurrency=(1, 8), gpus=1).concurrency
+    (1, 8)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -38,7 +38,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Span(NamedTuple):
-    """Tokens `start` to `end` (exclusive) of a prompt."""
+    """Tokens `start` to `end` (exclusive) of a prompt.
+
+    >>> span = Span(3, 5)
+    >>> ["a", "b", "c", "d", "e", "f"][span.start : span.end]
+    ['d', 'e']
+    """
 
     start: int
     end: int
@@ -53,6 +58,11 @@ class Prompt:
         documents: span of each document, its `[i]` label included, in the order of the prompt.
         query_start: first token of the query span, which runs to the end of the prompt.
         offsets: per token, its characters relative to its document (label included); (0, 0) outside documents.
+
+    >>> template = PromptTemplate.for_tokenizer(tokenizer)
+    >>> prompt = PromptTokenizer(tokenizer).prompt(template, ["The ferry leaves at nine.", "Tea is at four."], "When?")
+    >>> len(prompt.documents), prompt.documents[1].end <= prompt.query_start < len(prompt.ids)
+    (2, True)
     """
 
     ids: list[int]
@@ -66,6 +76,10 @@ class PromptTemplate:
     """What stands around the documents for one family of chat models.
 
     `prefix` and `suffix` may hold control tokens; `separator` and `instruction` are plain text.
+
+    >>> template = PromptTemplate(prefix="<|im_start|>user", suffix="<|im_end|>", instruction="Find the answer.")
+    >>> template.question("When does the ferry leave?")
+    'Find the answer.\\n\\nQuery: When does the ferry leave?'
     """
 
     prefix: str
@@ -142,6 +156,11 @@ class ListLayout:
         ids: tokens before the query span.
         documents: span of each document, its `[i]` label included.
         offsets: per token of `ids`, its characters relative to its document; (0, 0) outside documents.
+
+    >>> template = PromptTemplate.for_tokenizer(tokenizer)
+    >>> layout = PromptTokenizer(tokenizer).lay_out(template, ["The ferry leaves at nine.", "Tea is at four."])
+    >>> layout.prompt("When?").ids[: len(layout.ids)] == layout.ids
+    True
     """
 
     def __init__(self, tokenizer: "PromptTokenizer", template: PromptTemplate, contents: Sequence[str]) -> None:
@@ -183,6 +202,9 @@ class PromptTokenizer:
 
     Raises:
         TypeError: the tokenizer is not a fast one: spans need character offsets.
+
+    >>> PromptTokenizer(tokenizer).count("<|im_start|>") > 1  # in a text these are characters, no control token
+    True
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -46,6 +46,9 @@ class Message:
         role: "system" is always kept, "user" starts a turn.
         calls: ids of the tool calls it makes.
         answers: id of the tool call it is the result of.
+
+    >>> Message("look it up", tokens=3, role="user").calls
+    ()
     """
 
     text: str

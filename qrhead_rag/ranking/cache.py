@@ -16,7 +16,15 @@ class Sized(Protocol):
 
 
 class ByteCache:
-    """The most recently used entries, within a bound in bytes. Not thread-safe: its owner holds a lock."""
+    """The most recently used entries, within a bound in bytes. Not thread-safe: its owner holds a lock.
+
+    >>> from torch import zeros
+    >>> cache = ByteCache(limit=100)
+    >>> for name in ("first", "second", "third"):
+    ...     cache.put(name, zeros(10))  # 40 bytes each
+    >>> [name for name, _ in cache], cache.nbytes
+    (['third', 'second'], 80)
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -44,6 +44,9 @@ class ListOptions(BaseModel):
         cache_bytes: what the retriever may keep of lists and passages it has read, in bytes, and as much again of
             conversations, where memories use it; 0 keeps nothing.
         key_dtype: how `late` stores keys.
+
+    >>> ListOptions(piece_tokens=128).batch_tokens
+    4096
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -73,6 +76,11 @@ class ListTooLongError(ValueError):
 
     Attributes:
         tokens: how long it is, where that was measured.
+
+    >>> check_length("the list with its query", 900, context_length=512, remedy="use a shorter list")
+    Traceback (most recent call last):
+    qrhead_rag.ranking.context.ListTooLongError: the list with its query is 900 tokens long, the context of the model \
+512; use a shorter list
     """
 
     tokens: int = 0

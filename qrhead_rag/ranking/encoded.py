@@ -25,6 +25,13 @@ class EncodedPassages:
 
     Raises:
         ListTooLongError: under `listwise`, the list is longer than the model's context.
+
+    >>> from qrhead_rag import QRRetriever
+    >>> retriever = QRRetriever(model, tokenizer, heads=[(1, 0), (2, 3)], mode="late")
+    >>> encoded = retriever.encode(["The keeper counts the ships.", "Bread is baked at dawn."])
+    >>> encoded.extend(["The lighthouse is tall."])  # what was there is not run again
+    >>> len(encoded), len(encoded.score("Who counts the ships?"))
+    (3, 3)
     """
 
     def __init__(self, store: ListStore, documents: Iterable[Document], state: ListState | None = None) -> None:

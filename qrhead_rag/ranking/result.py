@@ -28,6 +28,9 @@ class Stretch:
         text: the characters; none where a token lies between two parts of a document.
         contribution: the sum of their tokens' contributions; None if they were not read.
         num_tokens: how many tokens share them: several where a character takes more than one.
+
+    >>> Stretch(" ship", 0.3).halves
+    (' ', 'ship')
     """
 
     text: str
@@ -54,6 +57,10 @@ class TokenContribution:
         start: first character, counted in `part`.
         end: the character after the last.
         contribution: query minus null query, after the mask.
+
+    >>> token = TokenContribution(" ships", "text", start=21, end=27, contribution=0.06)
+    >>> "The keeper counts the ships."[token.start : token.end]
+    ' ships'
     """
 
     text: str
@@ -73,6 +80,10 @@ class ExplainedPassage:
         passage: what the caller gave.
         tokens: none if the passage is blank and was not read.
         truncated: whether only its beginning was read.
+
+    >>> tokens = (TokenContribution("a", "text", 0, 1, 0.1), TokenContribution(" ship", "text", 1, 6, 0.3))
+    >>> ExplainedPassage(0, 0.4, Passage(text="a ship"), tokens).top(1)[0].text
+    ' ship'
     """
 
     index: int
@@ -123,6 +134,11 @@ class Explanation:
     """Every kept passage of a ranking, in its order, token by token.
 
     A notebook shows it as cards; `to_html` is the same as a page of its own.
+
+    >>> token = TokenContribution("a ship", "text", 0, 6, 0.4)
+    >>> explanation = Explanation("what?", (ExplainedPassage(0, 0.4, Passage(text="a ship"), (token,)),))
+    >>> explanation[0].tokens[0].text, "a ship" in explanation.to_html()
+    ('a ship', True)
     """
 
     query: str
@@ -199,6 +215,9 @@ class RankedPassage:
         score: s(d); compares within this ranking only.
         passage: what the caller gave.
         truncated: whether only its beginning was read.
+
+    >>> RankedPassage(index=3, score=0.25, passage=Passage(text="The keeper counts the ships.")).passage.text
+    'The keeper counts the ships.'
     """
 
     index: int
@@ -217,6 +236,14 @@ class Ranking(Sequence[RankedPassage]):
         mode: how the documents were run through the model.
         windowed: whether the list was longer than the model's context and ranked in sliding windows. The scores are
             then those of each document's last window, and the order is that of the windows.
+
+    >>> from qrhead_rag import QRRetriever
+    >>> retriever = QRRetriever(model, tokenizer, heads=[(1, 0), (2, 3)], mode="late")
+    >>> ranking = retriever.rank("Who counts the ships?", ["Bread is baked at dawn.", "The keeper counts the ships."])
+    >>> sorted(ranked.index for ranked in ranking)
+    [0, 1]
+    >>> ranking[0].score >= ranking[1].score
+    True
     """
 
     query: str

@@ -44,6 +44,14 @@ class QRRetriever:
     Raises:
         TypeError: model or tokenizer is of the wrong kind.
         ValueError: an unknown mode or option, heads of another model, or a model that cannot be read.
+
+    >>> retriever = QRRetriever(model, tokenizer, heads=[(1, 0), (2, 3)], mode="late")
+    >>> documents = ["The keeper counts the ships.", "Bread is baked at dawn.", "The lighthouse is tall."]
+    >>> ranking = retriever.rank("Who counts the ships?", documents, top_n=2)
+    >>> len(ranking), ranking.mode
+    (2, 'late')
+    >>> ranking[0].score >= ranking[1].score
+    True
     """
 
     def __init__(
