@@ -12,7 +12,13 @@ PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
 demo: .venv/.demo-ready
 	$(BIN)/qrhead demo
 
-test: lint types docs unit walks versions
+# The last three run two at a time, since each leaves a core idle; where make can, each prints when it ends. Threads of
+# torch that wait for the other core sleep instead of spinning.
+SIDE_BY_SIDE := -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+test: lint types docs
+	@echo "unit tests, install walks and the oldest versions, side by side"
+	OMP_WAIT_POLICY=passive $(MAKE) $(SIDE_BY_SIDE) unit walks versions
 
 quick: .venv/.test-ready
 	$(BIN)/pytest -q -p no:langsmith_plugin -m 'not (soak or walk or embedded or slow or notebook or ray or browser)'
