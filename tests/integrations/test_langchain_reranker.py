@@ -17,6 +17,7 @@ from langchain_qrhead import QRHeadReranker
 
 from qrhead_rag import QRRetriever
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.warned import warnings_of_call
 
 TEXTS = ["The keeper counts the ships.", "Soup is served at noon.", "The lighthouse is tall.", "Fog hides the pier."]
 QUERY = "Who counts the ships?"
@@ -48,7 +49,7 @@ def test_a_warning_names_the_line_that_called_the_reranker():
     scorer = QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0)], context_length=300)
     with pytest.warns(UserWarning, match="sliding windows") as caught:
         QRHeadReranker(scorer=scorer).compress_documents(documents_of(TEXTS * 10), QUERY)
-    assert caught[0].filename == __file__
+    assert warnings_of_call(caught)[0].filename == __file__
 
 
 async def test_async_gives_the_same(reranker):

@@ -13,6 +13,7 @@ from qrhead_rag.ranking.per_passage import Late
 from qrhead_rag.ranking.store import store_of
 from tests.helpers.held import held_by
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.warned import warnings_of_call
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
 MODES = ["listwise", "independent", "late"]
@@ -165,13 +166,13 @@ def test_former_names_still_work_and_say_the_new_ones():
     retriever.rank(QUERY, DOCUMENTS[:3])
     with pytest.warns(DeprecationWarning, match="rank_lists") as caught:
         old = retriever.rank_batch([QUERY], [DOCUMENTS[:3]], top_n=2)
-    assert caught[0].filename == __file__
+    assert warnings_of_call(caught)[0].filename == __file__
     assert old == retriever.rank_lists([QUERY], [DOCUMENTS[:3]], top_n=2)
     encoded = retriever.encode(DOCUMENTS[:3])
     encoded.rank(QUERY)
     with pytest.warns(DeprecationWarning, match="rank_queries") as caught:
         old = encoded.rank_many([QUERY], top_n=2)
-    assert caught[0].filename == __file__
+    assert warnings_of_call(caught)[0].filename == __file__
     assert old == encoded.rank_queries([QUERY], top_n=2)
 
 

@@ -12,6 +12,7 @@ from qrhead_rag.ranking.store import store_of
 from qrhead_rag.ranking.windows import slide, window_size
 from tests.helpers.modes import MODES, PER_PASSAGE_MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.warned import warnings_of_call
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
 QUERY = "Who counts the ships?"
@@ -31,9 +32,9 @@ def windowed(retriever, query, docs, **options):
     """A ranking, with the one warning it must come with."""
     with pytest.warns(UserWarning, match="longer together than the model's context") as caught:
         ranking = retriever.rank(query, docs, **options)
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
-    return ranking, str(caught[0].message)
+    (warning,) = warnings_of_call(caught)
+    assert warning.filename == __file__
+    return ranking, str(warning.message)
 
 
 @pytest.mark.parametrize("number", range(1, 30))
