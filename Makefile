@@ -18,7 +18,7 @@ SIDE_BY_SIDE := -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target
 
 test: lint types docs
 	@echo "unit tests, install walks and the oldest versions, side by side"
-	OMP_WAIT_POLICY=passive $(MAKE) $(SIDE_BY_SIDE) unit walks versions
+	OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory $(SIDE_BY_SIDE) unit walks versions
 
 quick: .venv/.test-ready
 	$(BIN)/pytest -q -p no:langsmith_plugin -m 'not (soak or walk or embedded or slow or notebook or ray or browser)'
@@ -31,7 +31,9 @@ types: .venv/.test-ready
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.13
 
-unit: .venv/.test-ready browser
+# The browser is no prerequisite: beside others, make would start what comes next before this, the longest.
+unit: .venv/.test-ready
+	@$(MAKE) --no-print-directory browser
 	$(BIN)/pytest
 
 # Each install path of the READMEs in a new environment, from wheels.
