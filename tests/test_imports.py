@@ -74,6 +74,7 @@ print("there", [name for name in {OPTIONAL!r} if importlib.util.find_spec(name)]
     ]
 
 
+@pytest.mark.slow
 def test_a_gguf_file_is_converted_and_ranks_where_the_core_is_alone(alone, tmp_path):
     """The way of the embedded model, with a tiny one in its package: transformers needs packages for it that it does
     not require itself."""

@@ -354,6 +354,7 @@ def test_the_demo_asks_ones_own_question(folder):
     assert f"1  {best.title}" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_runs_whole(folder, handbook):
     result = invoke("demo", "--mode", "late", "--model", folder, "--heads", "1-0", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
@@ -408,6 +409,7 @@ def test_commands_share_the_declaration_of_an_option():
     assert differing == {"data", "format", "model", "order", "out"}  # these mean another thing to each command
 
 
+@pytest.mark.embedded
 def test_the_installed_command_ranks_with_the_embedded_model(tmp_path):
     texts = tmp_path / "station.txt"
     texts.write_text("The mast was painted in May.\nThe ferry leaves at eight.\nBears come to the bins.\n")
