@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 PROJECTS := pyproject.toml $(wildcard integrations/*/pyproject.toml)
 
-.PHONY: demo test quick lint types unit walks docs versions coverage soak audit browser clean
+.PHONY: demo test quick quick-inner quick-outer lint types unit walks docs versions coverage soak audit browser clean
 
 demo: .venv/.demo-ready
 	$(BIN)/qrhead demo
@@ -21,7 +21,17 @@ test: lint types docs
 	OMP_WAIT_POLICY=passive $(MAKE) --no-print-directory $(SIDE_BY_SIDE) unit walks versions
 
 quick: .venv/.test-ready
-	$(BIN)/pytest -q -p no:langsmith_plugin -m 'not (soak or walk or embedded or slow or notebook or ray or browser)'
+	$(MAKE) --no-print-directory $(SIDE_BY_SIDE) quick-inner quick-outer
+
+QUICK := $(BIN)/pytest -q -p no:langsmith_plugin -p no:cacheprovider \
+	-m 'not (soak or walk or embedded or slow or notebook or ray or browser)'
+INNER := $(addprefix tests/,core models ranking show)
+
+quick-inner:
+	$(QUICK) $(INNER)
+
+quick-outer:
+	$(QUICK) tests qrhead_rag $(addprefix --ignore=,$(INNER))
 
 lint: .venv/.test-ready
 	$(BIN)/ruff check
