@@ -9,7 +9,7 @@ Re-ranking (Chen et al., arXiv 2410.02642, eq. 3 and 4), the heads those of QRHe
 eq. 2). Raw scores compare within one list only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -142,15 +142,17 @@ class NotFiniteError(FloatingPointError):
         )
 
 
-def check_finite(attention: Tensor, heads: Sequence[Head], document_of: Tensor, keys: Mapping[int, Tensor]) -> None:
+def check_finite(
+    attention: Tensor, heads: Sequence[Head], document_of: Tensor, keys: Callable[[], Mapping[int, Tensor]]
+) -> None:
     """Refuse attention that is not finite.
 
     Args:
         attention: a(t) of each head. Shape: (heads, parts, tokens)
         heads: (layer, head) of each row of `attention`.
         document_of: index in the caller's list of each token's document, or OUTSIDE. Shape: (tokens,)
-        keys: of the tokens, by layer; a key that is not finite spoils the attention to every token.
-            Shape: each (key heads, tokens, head size)
+        keys: gives those of the tokens, by layer, and is called only if something is not finite: a key that is not
+            spoils the attention to every token. Shape: each (key heads, tokens, head size)
 
     Raises:
         NotFiniteError: names layer, head and the first document whose keys are not finite.
@@ -159,7 +161,7 @@ def check_finite(attention: Tensor, heads: Sequence[Head], document_of: Tensor, 
         return
     row = int(torch.nonzero(~torch.isfinite(attention))[0, 0])
     layer, head = heads[row]
-    for _, of_layer in sorted(keys.items()):  # the first layer, since a later one may have spread it to other tokens
+    for _, of_layer in sorted(keys().items()):  # the first layer, since a later one may have spread it to other tokens
         broken = ~torch.isfinite(of_layer).all(dim=0).all(dim=-1).cpu()  # (tokens,)
         documents = document_of[broken & (document_of != OUTSIDE)]
         if len(documents):

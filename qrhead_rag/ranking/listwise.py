@@ -100,8 +100,12 @@ class ListwiseList:
         piece_of = document_of_tokens(first.documents, cached)
         indices = torch.tensor(self._indices)
         document_of = indices[piece_of].where(piece_of != OUTSIDE, OUTSIDE)
-        keys = {layer: keys[0] for layer, keys in enumerate(layer_tensors(cache)[0])}
-        check_finite(attention, context.heads, document_of, keys)
+        check_finite(
+            attention,
+            context.heads,
+            document_of,
+            lambda: {layer: keys[0] for layer, keys in enumerate(layer_tensors(cache)[0])},
+        )
         if self._null is None:
             self._null = attention[:, -1].clone()
         labels = {index: f"[{number}] " for number, index in enumerate(self._indices, start=1)}

@@ -229,8 +229,7 @@ class PerPassage(ABC):
             parts.append(Rows(ids, position, start))
         opening = self._store.opening.cache().get_seq_length()
         attention = self._attend(parts, listed)[:, :, opening:].cpu()
-        if not bool(torch.isfinite(attention).all()):
-            check_finite(attention, context.heads, listed.document_of_piece[listed.piece_of], listed.joined_keys())
+        check_finite(attention, context.heads, listed.document_of_piece[listed.piece_of], listed.joined_keys)
         return attention
 
 

@@ -96,16 +96,16 @@ def test_what_is_not_finite_is_named(value):
     attention, document_of = torch.zeros(2, 3, 6), torch.tensor([OUTSIDE, 5, 5, 9, 9, OUTSIDE])
     keys = {4: torch.zeros(2, 6, 8), 7: torch.zeros(1, 6, 8)}
     heads = [(4, 1), (7, 2)]
-    check_finite(attention, heads, document_of, keys)
+    check_finite(attention, heads, document_of, lambda: keys)
     attention[1, 2] = value
     with pytest.raises(FloatingPointError, match=r"layer 7, head 2 to every document is not finite"):
-        check_finite(attention, heads, document_of, keys)
+        check_finite(attention, heads, document_of, lambda: keys)
     keys[7][0, 0, 3] = value  # of the text around
     with pytest.raises(FloatingPointError, match="every document"):
-        check_finite(attention, heads, document_of, keys)
+        check_finite(attention, heads, document_of, lambda: keys)
     keys[7][0, 3:, 3] = value
     with pytest.raises(
         FloatingPointError, match=r"layer 7, head 2 to document 9 is not finite.*dtype='float32'"
     ) as said:
-        check_finite(attention, heads, document_of, keys)
+        check_finite(attention, heads, document_of, lambda: keys)
     assert str(pickle.loads(pickle.dumps(said.value))) == str(said.value)
