@@ -149,8 +149,8 @@ def run(uses, goes_on):
     with ThreadPoolExecutor(THREADS) as pool:
         done = sum(pool.map(work, range(THREADS)))
     for use in uses:
-        kept = store_of(use.retriever).cache
-        assert kept.nbytes == sum(size for _, size in kept._entries.values()) <= use.retriever.options.cache_bytes
+        cache = store_of(use.retriever).cache
+        assert cache.nbytes == sum(size for _, size in cache._entries.values()) <= use.retriever.options.cache_bytes
     return done
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from langchain_qrhead import QRHeadMemoryMiddleware, trim_messages_by_relevance
@@ -16,10 +15,10 @@ from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranke
 from qrhead_rag import QRRetriever
 from qrhead_rag.evaluate.embedding import EmbeddingModel
 from qrhead_rag.models.loading import load_generator
+from tests.helpers.alone import ROOT
 from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
-ROOT = Path(__file__).parents[1]
 # The hook sees and refuses every connection and every look-up of a name, also one whose failure is passed over.
 FORBID = """
 import sys

@@ -68,7 +68,7 @@ def rank_dataset(
 ) -> None:
     """Rank every list of a data set: records with query and documents (strings, or objects with text, title, id)."""
     with one_line_errors():
-        kept, where = selection.validated(), pool.validated()
+        to_keep, where = selection.validated(), pool.validated()
         from qrhead_rag.cluster.rank import rank_dataset as run
 
         with run_bar("lists") as on_progress, resumable():
@@ -77,7 +77,7 @@ def rank_dataset(
                 out,
                 heads=parse_heads(heads),
                 mode=mode,
-                selection=kept,
+                selection=to_keep,
                 format=format,
                 pool=where,
                 shard_bytes=shard_bytes,

@@ -56,7 +56,7 @@ def rank(
 ) -> None:
     """Rank the documents of a file by the query's attention to them. Lines count from 1, with the blank ones."""
     with one_line_errors():
-        kept = selection.validated()
+        to_keep = selection.validated()
         content, name, read_as = _read(file, file_format)
         from qrhead_rag.core.passage import check_query
         from qrhead_rag.datasets.passages import parse_passages
@@ -67,7 +67,7 @@ def rank(
             raise ValueError(f"{name} has no documents; expected at least one line of {read_as}")
         options = without_none(layout=layout, window=window, piece_tokens=piece_tokens, instruction=instruction)
         retriever = model.load(heads, mode, **options)
-        ranking = retriever.rank(query, [passage for _, passage in numbered], **kept.model_dump())
+        ranking = retriever.rank(query, [passage for _, passage in numbered], **to_keep.model_dump())
         lines = [line for line, _ in numbered]
         if as_json:
             typer.echo(json.dumps(_ranking_data(ranking, lines, retriever, explain), indent=1))

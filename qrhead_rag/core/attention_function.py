@@ -196,8 +196,8 @@ def _queries_and_keys(reading: RowReading, layer: int, query: Tensor, key: Tenso
     group = query.shape[1] // key.shape[1]  # query heads that share a key head
     keys = key[:, [head // group for head in heads]].float()
     if layer in context.late_keys:
-        kept = key_heads(heads, group)  # the key heads that `keys_for_heads` kept
-        late = context.late_keys[layer].to(keys)[None, [kept.index(head // group) for head in heads]]
+        late_heads = key_heads(heads, group)  # the key heads that `keys_for_heads` gave
+        late = context.late_keys[layer].to(keys)[None, [late_heads.index(head // group) for head in heads]]
         keys = torch.cat([keys[:, :, : context.cached], late, keys[:, :, context.cached :]], dim=2)
     return query[:, heads].float(), keys
 

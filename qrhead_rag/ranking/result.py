@@ -284,8 +284,8 @@ class Ranking(Sequence[RankedPassage]):
         values = blank_lowest(scores, passages).tolist()
         blank = [index for index, passage in enumerate(passages) if passage.is_blank]
         read = [index for index in (rank_order(values) if order is None else order) if not passages[index].is_blank]
-        kept = select(values, selection, token_counts, [*read, *blank])
-        ranked = (RankedPassage(index, values[index], passages[index], index in truncated) for index in kept)
+        indices = select(values, selection, token_counts, [*read, *blank])
+        ranked = (RankedPassage(index, values[index], passages[index], index in truncated) for index in indices)
         return cls(query, tuple(ranked), mode, windowed, tuple(evidence))
 
     @property

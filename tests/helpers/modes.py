@@ -8,5 +8,5 @@ from qrhead_rag.ranking.per_passage import PerPassage
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 PER_PASSAGE_MODES: tuple[Mode, ...] = tuple(
-    mode for mode, made in modes.MODES.items() if isinstance(made, type) and issubclass(made, PerPassage)
+    mode for mode, state in modes.MODES.items() if issubclass(state, PerPassage)
 )

@@ -6,13 +6,12 @@ import re
 import tarfile
 import tomllib
 import zipfile
-from pathlib import Path
 
 import pytest
 
 from tests.helpers.alone import ROOT, build
 
-INTEGRATIONS = Path(__file__).parents[2] / "integrations"
+INTEGRATIONS = ROOT / "integrations"
 CONTENT = {
     "llama-index-postprocessor-qrhead": "llama_index/postprocessor/qrhead",
     "langchain-qrhead": "langchain_qrhead",

@@ -121,8 +121,8 @@ def assert_as_fresh(retriever, fresh):
     """Scores of a retriever that nothing has happened to; caches whose books agree."""
     for asked, wanted in zip(ASKED, fresh[retriever.mode], strict=True):
         assert retriever.score(*asked) == pytest.approx(wanted, abs=1e-5)
-    kept = store_of(retriever).cache
-    assert kept.nbytes == sum(size for _, size in kept._entries.values())
+    cache = store_of(retriever).cache
+    assert cache.nbytes == sum(size for _, size in cache._entries.values())
 
 
 def extended(retriever):
@@ -228,8 +228,8 @@ def test_an_interruption_anywhere_leaves_everything_usable(model, fresh, mode):
             except KeyboardInterrupt:
                 free = lock_is_free(retriever)  # while the stack is held
             assert free
-            kept = store_of(retriever).cache
-            assert kept.nbytes == sum(size for _, size in kept._entries.values())
+            cache = store_of(retriever).cache
+            assert cache.nbytes == sum(size for _, size in cache._entries.values())
         assert str(snapshot(model)) == before
         assert_as_fresh(retriever, fresh)
 

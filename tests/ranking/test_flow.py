@@ -12,11 +12,11 @@ from qrhead_rag.ranking.context import ListTooLongError, check_length
 from qrhead_rag.ranking.per_passage import Late
 from qrhead_rag.ranking.store import store_of
 from tests.helpers.held import held_by
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 from tests.helpers.warned import warnings_of_call
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
-MODES = ["listwise", "independent", "late"]
 QUERY = "who counts the ships?"
 DOCUMENTS = [f"Ship {number} passed the lighthouse, and the keeper wrote it down. " * 3 for number in range(30)]
 CHARACTERS = sum(map(len, DOCUMENTS))

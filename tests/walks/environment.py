@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from tests.walks.readme import ROOT, Commands
+from tests.helpers.alone import ROOT
+from tests.walks.readme import Commands
 
 _PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 _PINNED = ["-c", str(ROOT / "constraints.txt")]

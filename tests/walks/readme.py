@@ -4,9 +4,9 @@ import ast
 import re
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.alone import ROOT
+
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("integrations/*/README.md"))]
 _FRAMEWORKS = {"llama": "LlamaIndex", "langchain": "LangChain"}
 

@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.helpers.alone import ROOT
 from tests.helpers.outputs import assert_same_output
 from tests.walks.environment import Environment, build_wheels, link_torch, local_names
-from tests.walks.readme import READMES, ROOT, Commands, Snippet, frameworks, install_paths, snippets
+from tests.walks.readme import READMES, Commands, Snippet, frameworks, install_paths, snippets
 
 TEXTS = [readme.read_text(encoding="utf-8") for readme in READMES]
 PATHS = list(dict.fromkeys(path for text in TEXTS for path in install_paths(text)))
