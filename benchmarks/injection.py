@@ -18,7 +18,7 @@ from typing import get_args
 
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.core.heads import Mode
-from qrhead_rag.core.prompt import INSTRUCTION
+from qrhead_rag.core.template import INSTRUCTION
 from qrhead_rag.demo import Question, load_handbook
 from qrhead_rag.ranking.encoded import EncodedPassages
 

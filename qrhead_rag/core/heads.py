@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -23,6 +23,17 @@ Head: TypeAlias = tuple[int, int]
 Mode: TypeAlias = Literal["listwise", "independent", "late"]
 
 EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def check_mode(mode: Mode | None) -> Mode | None:
+    """The mode itself; None leaves it to the head set.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if mode is not None and mode not in get_args(Mode):
+        raise ValueError(f"mode={mode!r} is unknown; expected None or one of {', '.join(map(repr, get_args(Mode)))}")
+    return mode
 
 
 class ModelShape(NamedTuple):

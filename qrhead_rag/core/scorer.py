@@ -20,8 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.core.attention import HeadReader, Rows
 from qrhead_rag.core.heads import Head
-from qrhead_rag.core.prompt import NULL_QUERY, PromptTemplate, PromptTokenizer
+from qrhead_rag.core.prompt import NULL_QUERY, PromptTokenizer
 from qrhead_rag.core.scoring import calibrate, document_of_tokens, document_scores, masked
+from qrhead_rag.core.template import PromptTemplate
 
 
 class HeadScorer:

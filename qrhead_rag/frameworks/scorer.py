@@ -16,9 +16,9 @@ from pydantic.json_schema import SkipJsonSchema
 
 from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode, shipped_head_sets
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.prompt import INSTRUCTION
 from qrhead_rag.core.selection import Selection
-from qrhead_rag.ranking.context import Layout
+from qrhead_rag.core.template import INSTRUCTION
+from qrhead_rag.ranking.options import Layout
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
 

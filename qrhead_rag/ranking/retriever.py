@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,16 +11,18 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.core.attention import HeadReader
-from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape
+from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape, check_mode
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
-from qrhead_rag.core.prompt import PromptTemplate, PromptTokenizer
+from qrhead_rag.core.prompt import PromptTokenizer
 from qrhead_rag.core.scoring import Reading
 from qrhead_rag.core.selection import Order, Selection
+from qrhead_rag.core.template import PromptTemplate
 from qrhead_rag.models.loading import LoadedModel, load_model, share_model
 from qrhead_rag.ranking.cache import ByteCache
-from qrhead_rag.ranking.context import Layout, ListContext, ListOptions, warn_of_truncation
+from qrhead_rag.ranking.context import ListContext, warn_of_truncation
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.modes import known_list, read_list
+from qrhead_rag.ranking.options import Layout, ListOptions
 from qrhead_rag.ranking.result import Ranking, blank_lowest
 from qrhead_rag.ranking.store import ListStore, Opening
 from qrhead_rag.ranking.windows import rank_in_windows
@@ -320,14 +322,3 @@ class QRRetriever:
         """Tokens of a text, read as plain text by the model's tokenizer."""
         with self._context.lock:
             return self._context.tokenizer.count(text)
-
-
-def check_mode(mode: Mode | None) -> Mode | None:
-    """The mode itself; None leaves it to the head set.
-
-    Raises:
-        ValueError: there is no such mode.
-    """
-    if mode is not None and mode not in get_args(Mode):
-        raise ValueError(f"mode={mode!r} is unknown; expected None or one of {', '.join(map(repr, get_args(Mode)))}")
-    return mode

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from qrhead_rag.ranking.result import ExplainedPassage, Explanation, Ranking, Stretch
+from qrhead_rag.ranking.explanation import ExplainedPassage, Explanation, Stretch
+from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.show.ink import colour_of, printable, strength
 
 _FULL_SHADE = 0.75  # opacity; text keeps a contrast of 4.5 on it, on light and on dark grounds

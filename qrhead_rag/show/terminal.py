@@ -11,7 +11,7 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from qrhead_rag.ranking.result import ExplainedPassage, Stretch, TokenContribution
+from qrhead_rag.ranking.explanation import ExplainedPassage, Stretch, TokenContribution
 from qrhead_rag.show.ink import colour_of, printable, strength
 
 _COLOURED, _BACKGROUND, _BOLD = 0.25, 0.5, 0.75  # strengths from which each style applies

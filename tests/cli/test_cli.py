@@ -15,7 +15,8 @@ from qrhead_rag.cli import app
 from qrhead_rag.core.heads import parse_heads, shipped_head_sets
 from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.demo import Comparison, Question, compare, load_handbook, select_comparisons, summary
-from qrhead_rag.ranking.result import ExplainedPassage, RankedPassage, Ranking, TokenContribution
+from qrhead_rag.ranking.explanation import ExplainedPassage, TokenContribution
+from qrhead_rag.ranking.result import RankedPassage, Ranking
 from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer

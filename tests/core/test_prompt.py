@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from qrhead_rag import Passage
 from qrhead_rag.core.passage import as_passages, check_query
-from qrhead_rag.core.prompt import INSTRUCTION, PromptTemplate, PromptTokenizer
+from qrhead_rag.core.prompt import PromptTokenizer
+from qrhead_rag.core.template import INSTRUCTION, PromptTemplate
 from tests.helpers.tiny import CONTROL, tiny_tokenizer
 
 KINDS = list(CONTROL)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from benchmarks.injection import measure
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.core.prompt import INSTRUCTION, NULL_QUERY, PromptTemplate, PromptTokenizer
+from qrhead_rag.core.prompt import NULL_QUERY, PromptTokenizer
+from qrhead_rag.core.template import INSTRUCTION, PromptTemplate
 from qrhead_rag.ranking.cache import content_key
 from tests.core.test_prompt import sentencepiece_like
 from tests.helpers.modes import MODES, PER_PASSAGE_MODES

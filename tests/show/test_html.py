@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from qrhead_rag import Passage, QRRetriever, RankedPassage, Ranking
-from qrhead_rag.ranking.result import ExplainedPassage, Explanation, Stretch, TokenContribution
+from qrhead_rag.ranking.explanation import ExplainedPassage, Explanation, Stretch, TokenContribution
 from qrhead_rag.show.html import Card, cards_html, page_html
 from qrhead_rag.show.ink import printable
 from tests.helpers.modes import MODES

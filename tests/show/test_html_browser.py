@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qrhead_rag import Passage, RankedPassage, Ranking
-from qrhead_rag.ranking.result import ExplainedPassage, Explanation, TokenContribution
+from qrhead_rag.ranking.explanation import ExplainedPassage, Explanation, TokenContribution
 from qrhead_rag.show.ink import AGAINST, FOR
 from tests.helpers.browser import BROWSER, draw
 

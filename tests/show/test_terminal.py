@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from qrhead_rag import Passage
-from qrhead_rag.ranking.result import ExplainedPassage, TokenContribution
+from qrhead_rag.ranking.explanation import ExplainedPassage, TokenContribution
 from qrhead_rag.show.ink import AGAINST, FOR
 from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 
