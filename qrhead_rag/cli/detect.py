@@ -14,10 +14,11 @@ from qrhead_rag.cli.options import (
     ModeOption,
     OrderOption,
     PoolOptions,
+    ReadoutOption,
     expand_groups,
 )
 from qrhead_rag.cli.output import one_line_errors, progress_bar, resumable
-from qrhead_rag.core.heads import EMBEDDED_MODEL, recommended_mode
+from qrhead_rag.core.heads import DEFAULT_READOUTS, EMBEDDED_MODEL, recommended_mode
 from qrhead_rag.files import write_text
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def detect(
     name: Annotated[str, typer.Option(help="Name of the head set.")] = "detected",
     model: ModelOptions,
     mode: ModeOption = None,
+    readout: ReadoutOption = None,
     criterion: Annotated[
         Literal["contrastive", "mass", "ndcg"],
         typer.Option(
@@ -78,6 +80,7 @@ def detect(
         if num_heads != "auto" and not num_heads.isdigit():
             raise ValueError(f"--num-heads {num_heads}: expected a number or auto")
         mode = mode or recommended_mode(model.model or EMBEDDED_MODEL)
+        readout = readout or DEFAULT_READOUTS[mode]
         parse_metrics(["nDCG@10"])  # fails here, not after the recording, if the extra is missing
         options = DetectionOptions(
             criterion=criterion,
@@ -105,7 +108,7 @@ def detect(
         writer = model.load_writer(max_new_tokens=32) if copying else None
         recordings: dict[str, Recording] = {}
         if where is None:
-            reading = {"instruction": instruction, "cache_bytes": 0}
+            reading = {"readout": readout, "instruction": instruction, "cache_bytes": 0}
             if writer is None:
                 retriever = model.load("all", mode, **reading)
             else:  # one model in memory is read and writes
@@ -129,11 +132,12 @@ def detect(
                     pool=where,
                     on_progress=on_progress,
                     mode=mode,
+                    readout=readout,
                     instruction=instruction,
                     **vars(model),
                 )
         copied = None if writer is None else _copying(writer)
-        detection = choose_heads(recordings, model_name, shape, mode, options, copying=copied)
+        detection = choose_heads(recordings, model_name, shape, mode, options, readout=readout, copying=copied)
         detection.head_set(name).save(out)
         _write_report(detection, report)
         print_report(detection, Console())

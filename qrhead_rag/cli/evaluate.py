@@ -13,7 +13,7 @@ from rich.table import Table
 
 from qrhead_rag.cli.options import DataOptions, InstructionOption, ModelOptions, OrderOption, expand_groups
 from qrhead_rag.cli.output import one_line_errors, progress_bar
-from qrhead_rag.core.heads import EMBEDDED_MODEL, Mode, parse_heads
+from qrhead_rag.core.heads import EMBEDDED_MODEL, Mode, Readout, parse_heads
 from qrhead_rag.files import write_text
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def evaluate(
         str,
         typer.Option(
             help="Comma-separated: random, bm25, embedding:FOLDER, all, default, the name of a shipped set, a .json "
-            "head set, pairs like 17-3,18-6 (each of the last five perhaps with @independent or @late), or "
+            "head set, pairs like 17-3,18-6 (each of the last five perhaps with @ and a mode, @ and a readout), or "
             "module:function of a query and texts that gives scores."
         ),
     ] = "random,bm25,all,default",
@@ -126,7 +126,7 @@ class _Models:
         self._writes = writes
         self._loaded: QRRetriever | Writer | None = None
 
-    def retriever(self, heads: str | None, mode: Mode | None) -> "QRRetriever":
+    def retriever(self, heads: str | None, mode: Mode | None, readout: Readout | None) -> "QRRetriever":
         from qrhead_rag.ranking.retriever import QRRetriever
 
         if self._loaded is None and not self._writes:
@@ -137,6 +137,7 @@ class _Models:
             loaded.tokenizer,
             heads=parse_heads(heads),
             mode=mode,
+            readout=readout,
             model_name=self._options.model or EMBEDDED_MODEL,
             **self._reading,
         )

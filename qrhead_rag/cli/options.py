@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from qrhead_rag.core.heads import Mode, parse_heads
+from qrhead_rag.core.heads import Mode, Readout, parse_heads
 from qrhead_rag.core.selection import Order, Selection
 
 if TYPE_CHECKING:
@@ -26,6 +26,13 @@ HeadsOption: TypeAlias = Annotated[
 ]
 ModeOption: TypeAlias = Annotated[
     Mode | None, typer.Option(help="How documents are run through the model; by default as its heads rank best.")
+]
+ReadoutOption: TypeAlias = Annotated[
+    Readout | None,
+    typer.Option(
+        help="How attention becomes scores: averaged over the query span and calibrated (published), or what each "
+        "token of the query finds beyond the null query (evidence); by default as the heads were found."
+    ),
 ]
 LayoutOption: TypeAlias = Annotated[
     Literal["given", "reversed"] | None,

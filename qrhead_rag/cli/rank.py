@@ -16,6 +16,7 @@ from qrhead_rag.cli.options import (
     ModelOptions,
     ModeOption,
     PieceOption,
+    ReadoutOption,
     SelectionOptions,
     expand_groups,
     without_none,
@@ -44,6 +45,7 @@ def rank(
     model: ModelOptions,
     heads: HeadsOption = None,
     mode: ModeOption = None,
+    readout: ReadoutOption = None,
     selection: SelectionOptions,
     layout: LayoutOption = None,
     window: Annotated[
@@ -65,7 +67,9 @@ def rank(
         numbered = parse_passages(content, read_as, name)
         if not numbered:
             raise ValueError(f"{name} has no documents; expected at least one line of {read_as}")
-        options = without_none(layout=layout, window=window, piece_tokens=piece_tokens, instruction=instruction)
+        options = without_none(
+            readout=readout, layout=layout, window=window, piece_tokens=piece_tokens, instruction=instruction
+        )
         retriever = model.load(heads, mode, **options)
         ranking = retriever.rank(query, [passage for _, passage in numbered], **to_keep.model_dump())
         lines = [line for line, _ in numbered]
@@ -138,6 +142,7 @@ def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever"
         "model": retriever.model_name,
         "heads": retriever.heads.heads,
         "mode": ranking.mode,
+        "readout": retriever.readout,
         "windowed": ranking.windowed,
         "documents": documents,
     }

@@ -39,15 +39,31 @@ class Rows:
     Attributes:
         ids: the tokens.
         position: position of the first token.
-        read_from: rows from this one on are averaged; those before are only run.
+        read_from: the first row that is read; those before are only run.
+        read_to: the row after the last that is read; None reads to the end.
+        averaged: whether the mean of the rows is read, or each row by itself.
 
-    >>> Rows([17, 4, 9], position=60, read_from=1)  # rows 61 and 62 are read
-    Rows(ids=[17, 4, 9], position=60, read_from=1)
+    >>> Rows([17, 4, 9], position=60, read_from=1).num_readings  # the mean of rows 61 and 62
+    1
+    >>> Rows([17, 4, 9], position=60, read_from=1, averaged=False).num_readings
+    2
     """
 
     ids: Sequence[int]
     position: int
     read_from: int = 0
+    read_to: int | None = None
+    averaged: bool = True
+
+    @property
+    def rows_read(self) -> range:
+        """The rows that are read, counted from the first token."""
+        return range(self.read_from, len(self.ids) if self.read_to is None else self.read_to)
+
+    @property
+    def num_readings(self) -> int:
+        """How many readings of the attention this part gives."""
+        return 1 if self.averaged else len(self.rows_read)
 
 
 class HeadReader:
@@ -131,7 +147,7 @@ class HeadReader:
         hidden: int = 0,
         see_all: bool = False,
     ) -> Tensor:
-        """Attention of the selected heads from each part to the cached tokens, averaged over the part's rows.
+        """Attention of the selected heads from each part to the cached tokens: the mean of its rows, or row by row.
 
         Parts share passes of so many rows that memory stays bounded; a part sees the cached tokens and itself, never
         another part. The cache is not changed.
@@ -148,13 +164,14 @@ class HeadReader:
             see_all: refuse a head whose window hides a token that is not `hidden` from a row that is read.
 
         Returns:
-            a(t) for each head and part, float32, late tokens after the cached ones. Shape: (heads, parts, tokens)
+            a(t) for each head and reading, those of a part together, in float32, late tokens after the cached ones.
+            Shape: (heads, readings, tokens)
         """
         cached = cache.get_seq_length()
         positions = [torch.arange(cached) if key_positions is None else key_positions.cpu()]
         positions += [] if late_positions is None else [late_positions.cpu()]
         context = Context(torch.cat(positions).to(self.device), cached, late_keys or {}, hidden, see_all)
-        return torch.cat([self._read_pass(cache, context, group) for group in _group_parts(parts)], dim=1)
+        return torch.cat([self._read_pass(cache, context, group) for group in group_parts(parts)], dim=1)
 
     def _read_pass(self, cache: DynamicCache, context: Context, parts: Sequence[Rows]) -> Tensor:
         """`read` for parts that share one pass."""
@@ -202,7 +219,7 @@ class HeadReader:
         run_pass(view, current, **inputs, use_cache=True)
 
 
-def _group_parts(parts: Sequence[Rows]) -> Iterator[list[Rows]]:
+def group_parts(parts: Sequence[Rows]) -> Iterator[list[Rows]]:
     """Parts that run together: attention of the rows to each other grows with the square of their number."""
     group: list[Rows] = []
     rows = 0
@@ -219,8 +236,18 @@ def _rows_of_pass(parts: Sequence[Rows], device: torch.device) -> PassRows:
     lengths = torch.tensor([len(part.ids) for part in parts])
     part_of = torch.arange(len(parts)).repeat_interleave(lengths)  # (rows,)
     positions = torch.cat([torch.arange(len(part.ids)) + part.position for part in parts])
-    is_read = torch.cat([torch.arange(len(part.ids)) >= part.read_from for part in parts])
-    averages = (part_of == torch.arange(len(parts))[:, None]) & is_read
+    starts = [int(start) for start in lengths.cumsum(0) - lengths]
+    read = [[start + row for row in part.rows_read] for start, part in zip(starts, parts, strict=True)]
+    is_read = torch.zeros(len(part_of), dtype=torch.bool)
+    is_read[[row for rows in read for row in rows]] = True
+    readings = [  # the rows of each reading
+        reading
+        for part, rows in zip(parts, read, strict=True)
+        for reading in ([rows] if part.averaged else [[row] for row in rows])
+    ]
+    averages = torch.zeros(len(readings), len(part_of), dtype=torch.bool)
+    for number, rows in enumerate(readings):
+        averages[number, rows] = True
     return PassRows(
         positions=positions.to(device),
         same_part=(part_of[:, None] == part_of[None, :]).to(device),

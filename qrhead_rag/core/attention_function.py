@@ -51,8 +51,8 @@ class PassRows:
     Attributes:
         positions: of each row. Shape: (rows,)
         same_part: which rows see each other, as far as the model lets them. Shape: (rows, rows)
-        is_read: rows whose attention is averaged. Shape: (rows,)
-        averages: weights that take the mean over the rows of each part that are read. Shape: (parts, rows)
+        is_read: rows whose attention is read. Shape: (rows,)
+        averages: weights that take the mean over the rows of each reading. Shape: (readings, rows)
     """
 
     positions: Tensor
@@ -69,7 +69,7 @@ class RowReading:
         heads: by layer.
         context: the tokens that they attend to.
         rows: the tokens that attend.
-        attention: a(t) by layer, filled by the pass. Shape: each (heads, parts, tokens)
+        attention: a(t) by layer, filled by the pass. Shape: each (heads, readings, tokens)
     """
 
     heads: Mapping[int, list[int]]
@@ -145,13 +145,13 @@ def _read_layer(
     mask: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """a(t) of this layer's selected heads, averaged over the rows of each part. Shape: (heads, parts, tokens)"""
+    """a(t) of this layer's selected heads for each reading. Shape: (heads, readings, tokens)"""
     heads = reading.heads[layer]
     # 1. Who may be seen: what the layer's own mask lets a row see, without the hidden tokens.
     additive = _additive_mask(reading, layer, module, mask)
     # 2. The selected heads' queries, and for each the keys that it looks at, the late ones between cache and rows.
     queries, keys = _queries_and_keys(reading, layer, query, key)
-    # 3. Weights as the family's eager attention computes them, averaged over the rows of each part that are read.
+    # 3. Weights as the family's eager attention computes them, averaged over the rows of each reading.
     weights = eager_weights(module, heads, queries, keys, additive, options)  # (1, heads, rows, tokens + rows)
     return reading.rows.averages.to(weights.device) @ weights[0, :, :, : len(reading.context.positions)]
 

@@ -21,6 +21,7 @@ from qrhead_rag.files import parse_json, write_text
 
 Head: TypeAlias = tuple[int, int]
 Mode: TypeAlias = Literal["listwise", "independent", "late"]
+Readout: TypeAlias = Literal["published", "evidence"]
 
 EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -73,6 +74,7 @@ class HeadSet(BaseModel):
     num_layers: int = Field(ge=1)
     num_heads: int = Field(ge=1, description="query heads of a layer")
     mode: Mode = "listwise"
+    readout: Readout = Field(default="published", description="how attention became scores where they were found")
     criterion: str = "unknown"
     task: str = "unknown"
     num_examples: int | None = None
@@ -152,6 +154,15 @@ class HeadSet(BaseModel):
                 UserWarning,
                 stacklevel=2,
             )
+
+
+DEFAULT_READOUTS: dict[Mode, Readout] = {"listwise": "published", "independent": "published", "late": "published"}
+"""How the attention of heads becomes scores, where no measured head set says it (benchmarks/reports/readouts.md)."""
+
+
+def readout_of(heads: HeadSet, mode: Mode) -> Readout:
+    """The readout of a head set; that of the mode, where the heads are read under another than their own."""
+    return heads.readout if heads.mode == mode else DEFAULT_READOUTS[mode]
 
 
 @cache
@@ -234,6 +245,7 @@ def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode |
         "num_heads": shape.num_heads,
         "mode": mode or recommended_mode(model),
     }
+    fields["readout"] = DEFAULT_READOUTS[fields["mode"]]
     match choice:
         case HeadSet():
             heads = choice

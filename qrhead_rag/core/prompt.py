@@ -8,7 +8,6 @@ searching for a text. Control tokens come from PREFIX and SUFFIX alone: caller's
 that has no added tokens. This file runs no model.
 """
 
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from qrhead_rag.core.plain_text import without_added_tokens
 from qrhead_rag.core.template import PromptTemplate
 
 NULL_QUERY = "N/A"
@@ -42,6 +42,24 @@ class Span(NamedTuple):
     end: int
 
 
+class Question(NamedTuple):
+    """What follows documents that are tokenized alone.
+
+    Attributes:
+        ids: all tokens.
+        query_start: first token of the query span, which runs to the end.
+        query_tokens: the query's own tokens.
+
+    >>> question = PromptTokenizer(tokenizer).question(PromptTemplate.for_tokenizer(tokenizer), "When?")
+    >>> question.query_start < question.query_tokens.start < question.query_tokens.end <= len(question.ids)
+    True
+    """
+
+    ids: list[int]
+    query_start: int
+    query_tokens: Span
+
+
 @dataclass(frozen=True)
 class Prompt:
     """Token ids with the spans that are read.
@@ -50,6 +68,7 @@ class Prompt:
         ids: all tokens of the prompt.
         documents: span of each document, its `[i]` label included, in the order of the prompt.
         query_start: first token of the query span, which runs to the end of the prompt.
+        query_tokens: the query's own tokens within the query span.
         offsets: per token, its characters relative to its document (label included); (0, 0) outside documents.
 
     >>> template = PromptTemplate.for_tokenizer(tokenizer)
@@ -61,6 +80,7 @@ class Prompt:
     ids: list[int]
     documents: list[Span]
     query_start: int
+    query_tokens: Span
     offsets: list[tuple[int, int]]
 
 
@@ -98,7 +118,7 @@ class ListLayout:
         self.ids, self.offsets = null.ids[: null.query_start], null.offsets[: null.query_start]
         self.documents = null.documents
         # Some tokenizers read a text otherwise where it begins a string: they put a space before it.
-        stands_alone = null.ids[null.query_start :] == tokenizer._tail(template, NULL_QUERY)
+        stands_alone = null.ids[null.query_start :] == tokenizer._tail(template, NULL_QUERY)[0]
         self._tokenizer, self._template = tokenizer, template
         self._listed = None if stands_alone else listed
         self._null = null
@@ -119,9 +139,9 @@ class ListLayout:
     def _complete(self, query: str) -> Prompt:
         if self._listed is not None:
             return self._tokenizer._complete(self._template, self._listed, query)
-        tail = self._tokenizer._tail(self._template, query)
-        offsets = [*self.offsets, *[(0, 0)] * len(tail)]
-        return Prompt([*self.ids, *tail], self.documents, len(self.ids), offsets)
+        tail, (start, end) = self._tokenizer._tail(self._template, query)
+        offsets, before = [*self.offsets, *[(0, 0)] * len(tail)], len(self.ids)
+        return Prompt([*self.ids, *tail], self.documents, before, Span(before + start, before + end), offsets)
 
 
 class PromptTokenizer:
@@ -150,7 +170,7 @@ class PromptTokenizer:
             if self._control
             else "(?!)"
         )
-        self._plain = _without_added_tokens(backend, set(self._control))
+        self._plain = without_added_tokens(backend, set(self._control))
 
     def count(self, text: str) -> int:
         """Number of tokens of a text read as plain text."""
@@ -189,12 +209,14 @@ class PromptTokenizer:
         """A document tokenized alone, under a constant label: token ids, and their characters from the label on."""
         return self._encode(CONSTANT_LABEL + content)
 
-    def question(self, template: PromptTemplate, query: str) -> tuple[list[int], int]:
-        """Tokens after the documents, for passages tokenized alone, and where among them the query span starts."""
+    def question(self, template: PromptTemplate, query: str) -> Question:
+        """What follows the documents, for passages tokenized alone."""
         closing, control_after = self._split(template.suffix, at_start=False)
-        ids, offsets = self._encode(template.separator + template.question(query) + closing)
+        before = template.separator + template.question(query)
+        ids, offsets = self._encode(before + closing)
         start = next(index for index, (_, end) in enumerate(offsets) if end > len(template.separator))
-        return [*ids, *control_after], start
+        own = _tokens_of_query(offsets, len(before), query, Span(start, len(ids)))
+        return Question([*ids, *control_after], start, own)
 
     def sentences(self, content: str, max_tokens: int) -> list[tuple[int, int]]:
         """Character ranges of pieces of at most `max_tokens` tokens, cut at sentence ends where there are any."""
@@ -225,7 +247,8 @@ class PromptTokenizer:
         """List and query tokenized as one text; spans come from its character offsets."""
         control_before, text, characters = listed
         closing, control_after = self._split(template.suffix, at_start=False)
-        ids, offsets = self._encode(text + template.question(query) + closing)
+        before = text + template.question(query)
+        ids, offsets = self._encode(before + closing)
         documents, relative = [], [(0, 0)] * len(ids)
         token = 0
         for start, end in characters:
@@ -238,17 +261,21 @@ class PromptTokenizer:
             documents.append(Span(first + len(control_before), token + len(control_before)))
         while token < len(ids) and offsets[token][1] <= len(text):
             token += 1
+        start, end = _tokens_of_query(offsets, len(before), query, Span(token, len(ids)))
         return Prompt(
             ids=[*control_before, *ids, *control_after],
             documents=documents,
             query_start=token + len(control_before),
+            query_tokens=Span(start + len(control_before), end + len(control_before)),
             offsets=[*[(0, 0)] * len(control_before), *relative, *[(0, 0)] * len(control_after)],
         )
 
-    def _tail(self, template: PromptTemplate, query: str) -> list[int]:
-        """The query span, tokenized alone."""
+    def _tail(self, template: PromptTemplate, query: str) -> tuple[list[int], Span]:
+        """The query span, tokenized alone, and the query's own tokens in it."""
         closing, control_after = self._split(template.suffix, at_start=False)
-        return [*self._encode(template.question(query) + closing)[0], *control_after]
+        before = template.question(query)
+        ids, offsets = self._encode(before + closing)
+        return [*ids, *control_after], _tokens_of_query(offsets, len(before), query, Span(0, len(ids)))
 
     def _opening(self, template: PromptTemplate) -> tuple[list[int], str]:
         """Control tokens at the start, and the text between them and the first document."""
@@ -285,23 +312,10 @@ class PromptTokenizer:
         return encoding.ids, encoding.offsets
 
 
-def _without_added_tokens(backend: Tokenizer, added: set[str]) -> Tokenizer:
-    """A copy that cannot produce an added token, however it is spelled in the text.
+def _tokens_of_query(offsets: Sequence[tuple[int, int]], end: int, query: str, query_span: Span) -> Span:
+    """The tokens that hold characters of a query which ends at character `end`.
 
-    `split_special_tokens` is not enough: it leaves added tokens that are not marked special. The unknown token keeps
-    its name, since models without byte fallback need one.
+    The whole query span where there are none, since some tokenizers drop characters that cannot be seen.
     """
-    state = json.loads(backend.to_str())
-    state |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    model = state["model"]
-    renamed = sorted(added - {model.get("unk_token")})
-    unreachable = {text: f"\ue000{number}\ue000" for number, text in enumerate(renamed)}
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        model["vocab"] = {unreachable.get(token, token): index for token, index in vocab.items()}
-    else:
-        model["vocab"] = [[unreachable.get(token, token), score] for token, score in vocab]
-    if "merges" in model:
-        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        model["merges"] = [pair for pair in pairs if not unreachable.keys() & {*pair, "".join(pair)}]
-    return Tokenizer.from_str(json.dumps(state))
+    own = [index for index, (first, last) in enumerate(offsets) if first < end and last > end - len(query)]
+    return Span(own[0], own[-1] + 1) if own else query_span

@@ -1,4 +1,6 @@
-"""Attention to passage scores: calibration, mask and aggregation, as pure functions of tensors.
+"""Attention to passage scores, as pure functions of tensors: two readouts.
+
+The readout `published`:
 
     (1)  a(t) = mean over query-span rows of softmax(q·k·scale)[row, t]
     (2)  c(t) = a(t | query) - a(t | null query)
@@ -6,12 +8,19 @@
 
 Several heads: c is summed over them first, then masked and summed over tokens. Calibration is that of In-Context
 Re-ranking (Chen et al., arXiv 2410.02642, eq. 3 and 4), the heads those of QRHead (Zhang et al., arXiv 2506.09944,
-eq. 2). Raw scores compare within one list only.
+eq. 2).
+
+The readout `evidence` asks what each token of the query finds that the null query does not, and never counts against a
+document what a token lacks. With m(r, d) the attention of row r to all tokens of d, for each head h:
+
+    (4)  b_h(d) = mean over the rows of the null query's span of m_h(row, d)
+    (5)  e_h(d) = mean over the query's own tokens r of max(m_h(r, d) - b_h(d), 0)
+    (6)  s(d)   = sum over h of e_h(d) / sum over d' of e_h(d')                   (each head has one vote)
+
+Raw scores compare within one list only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -117,6 +126,56 @@ def pool_pieces(scores: Tensor, document_of: Tensor, num_documents: int) -> tupl
     return _sum_by_document(scores.where(counted, 0.0), document_of, num_documents)[..., :num_documents], counted
 
 
+def evidence(rows: Tensor, null_attention: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
+    """Equation (5), shared among the tokens of each document: e(t), which sums over a document to e(d).
+
+    What a row finds in a document beyond the null is shared among the document's tokens in proportion to what the row
+    finds in each of them beyond the null.
+
+    Args:
+        rows: attention of each of the query's own tokens. Shape: (heads, rows, tokens)
+        null_attention: a(t | null query). Shape: (heads, tokens)
+        document_of: index of each token's document, or OUTSIDE. Shape: (tokens,)
+        num_documents: documents in the list.
+
+    Returns:
+        Shape: (heads, tokens)
+
+    >>> rows, null = torch.tensor([[[0.5, 0.25, 0.0], [0.0, 0.0, 0.5]]]), torch.tensor([[0.25, 0.25, 0.25]])
+    >>> evidence(rows, null, torch.tensor([0, 0, 1]), 2).tolist()  # row 0 finds .25 in document 0, row 1 .25 in 1
+    [[0.125, 0.0, 0.125]]
+    """
+    bin_of = _bins(document_of, num_documents)
+    by_head = []
+    for head_rows, null in zip(rows, null_attention, strict=True):  # one at a time: memory of one head's rows
+        beyond = head_rows - null  # (rows, tokens)
+        gains = _sum_by_document(beyond, document_of, num_documents).clamp(min=0)  # (rows, documents + 1)
+        gains[:, num_documents:] = 0.0
+        beyond = beyond.clamp(min=0)
+        total = _sum_by_document(beyond, document_of, num_documents)  # at least the gain
+        share = gains / total.where(total > 0, 1.0)  # (rows, documents + 1)
+        by_head.append((share[:, bin_of] * beyond).mean(dim=0))
+    return torch.stack(by_head)
+
+
+def votes(scores: Tensor, contributions: Tensor) -> tuple[Tensor, Tensor]:
+    """Equation (6) before its sum: each head's share of evidence. A head that finds nothing has no vote.
+
+    Args:
+        scores: e(d) of each head. Shape: (heads, documents)
+        contributions: e(t) of each head. Shape: (heads, tokens)
+
+    Returns:
+        The same as shares of the head's evidence in the list.
+
+    >>> votes(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0]]))[0].tolist()
+    [[0.25, 0.75], [0.0, 0.0]]
+    """
+    totals = scores.sum(dim=-1, keepdim=True)  # (heads, 1)
+    totals = totals.where(totals > 0, 1.0)
+    return scores / totals, contributions / totals
+
+
 class NotFiniteError(FloatingPointError):
     """Attention that is not finite.
 
@@ -177,78 +236,3 @@ def _sum_by_document(values: Tensor, document_of: Tensor, num_documents: int) ->
     """Sums by document; the last column sums the tokens of none. Shape: (..., documents + 1)"""
     sums = values.new_zeros(*values.shape[:-1], num_documents + 1)
     return sums.index_add(-1, _bins(document_of, num_documents), values)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What each token of one document contributed to its score.
-
-    Attributes:
-        contributions: c(t) after the mask. Shape: (tokens,)
-        offsets: characters of each token, counted from the beginning of the label. Shape: (tokens, 2)
-        label: the label that the prompt puts before the document.
-
-    >>> evidence = Evidence(torch.tensor([0.0, 0.5]), offsets=torch.tensor([[0, 4], [4, 9]]), label="[1] ")
-    >>> float(evidence.contributions.sum())
-    0.5
-    """
-
-    contributions: Tensor
-    offsets: Tensor
-    label: str
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Calibrated attention of one query to one list, from which all scores are computed.
-
-    Attributes:
-        calibrated: c(t) of each head. Shape: (heads, tokens)
-        piece_of: index of each token's piece, or OUTSIDE. Shape: (tokens,)
-        document_of_piece: index of each piece's document in the list. Shape: (pieces,)
-        offsets: characters of each token, counted from its document's label. Shape: (tokens, 2)
-        labels: label of each document that was read, by its index.
-
-    >>> attention, offsets = torch.tensor([[1.0, 2.0, 4.0]]), torch.zeros(3, 2)
-    >>> piece_of, document_of_piece = torch.tensor([0, 0, 1]), torch.tensor([0, 1])
-    >>> scores, evidence = Reading(attention, piece_of, document_of_piece, offsets, {0: "[1] ", 1: "[2] "}).scores(2)
-    >>> scores.tolist(), evidence[0].contributions.tolist()
-    ([3.0, 4.0], [1.0, 2.0])
-    """
-
-    calibrated: Tensor
-    piece_of: Tensor
-    document_of_piece: Tensor
-    offsets: Tensor
-    labels: dict[int, str]
-
-    @classmethod
-    def of_nothing(cls, num_heads: int) -> Self:
-        """The reading of a list without text, for which no model runs."""
-        none = torch.zeros(0, dtype=torch.long)
-        return cls(torch.zeros(num_heads, 0), none, none, torch.zeros(0, 2, dtype=torch.int32), {})
-
-    def head_scores(self, num_documents: int) -> Tensor:
-        """s(d) of each head alone, masked by itself. Shape: (heads, documents)"""
-        return self._scores(self.calibrated, num_documents)[0]
-
-    def scores(self, num_documents: int) -> tuple[Tensor, list[Evidence | None]]:
-        """s(d) of the selected heads together, shape: (documents,), and the evidence of each document that was read."""
-        scores, contributions = self._scores(self.calibrated.sum(dim=0), num_documents)
-        document_of = self.document_of_piece[self.piece_of].where(self.piece_of != OUTSIDE, OUTSIDE)  # (tokens,)
-        order = document_of.argsort(stable=True)
-        sizes = torch.bincount(document_of - OUTSIDE, minlength=num_documents + 1).tolist()  # those of none first
-        of_documents = contributions[order].split_with_sizes(sizes)[1:]
-        offsets = self.offsets[order].split_with_sizes(sizes)[1:]
-        evidence: list[Evidence | None] = [None] * num_documents
-        for index, label in self.labels.items():  # clones: a slice would keep, and pickle, the whole tensor
-            evidence[index] = Evidence(of_documents[index].clone(), offsets[index].clone(), label)
-        return scores, evidence
-
-    def _scores(self, calibrated: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
-        num_pieces = len(self.document_of_piece)
-        contributions = masked(calibrated, self.piece_of, num_pieces)  # (..., tokens)
-        of_pieces = document_scores(contributions, self.piece_of, num_pieces)  # (..., pieces)
-        scores, counted = pool_pieces(of_pieces, self.document_of_piece, num_documents)
-        counted = torch.cat([counted, torch.zeros_like(counted[..., :1])], dim=-1)  # OUTSIDE is -1: the last
-        return scores, contributions.where(counted[..., self.piece_of], 0.0)

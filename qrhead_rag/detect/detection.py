@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from qrhead_rag.core.heads import Mode, ModelShape
+from qrhead_rag.core.heads import DEFAULT_READOUTS, Mode, ModelShape, Readout
 from qrhead_rag.detect.choosing import (
     CRITERIA,
     SIZES,
@@ -42,6 +42,7 @@ def detect(
     mode: Mode,
     options: DetectionOptions | None = None,
     *,
+    readout: Readout | None = None,
     copying: Tensor | None = None,
 ) -> Detection:
     """Choose heads on recorded examples and report their quality.
@@ -52,6 +53,7 @@ def detect(
         shape: of the model.
         mode: of the recording.
         options: of the choice.
+        readout: of the recording; None is what heads="all" are read with under this mode.
         copying: the copying score of every head (copying.py), to report the overlap. Shape: (heads,)
 
     Raises:
@@ -81,6 +83,7 @@ def detect(
         num_layers=shape.num_layers,
         num_heads=shape.num_heads,
         mode=mode,
+        readout=readout or DEFAULT_READOUTS[mode],
         options=options,
         data=examples.used,
         chosen=tuple(

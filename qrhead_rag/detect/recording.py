@@ -1,8 +1,8 @@
 """The calibrated score of every head on every document of labelled examples, one file an example.
 
-A file's name is a digest of everything its scores depend on: model and weights, mode, layout, instruction, query, and
-the documents in their order. So an interrupted recording is resumed, examples shared by two data sets run once, and one
-folder can hold different settings.
+A file's name is a digest of everything its scores depend on: model and weights, mode, readout, layout, instruction,
+query, and the documents in their order. So an interrupted recording is resumed, examples shared by two data sets run
+once, and one folder can hold different settings.
 """
 
 import hashlib
@@ -126,7 +126,8 @@ def settings_digest(retriever: QRRetriever) -> str:
     It includes a sample of every weight tensor, so that a fine-tune of the same name counts as another model.
     """
     digest = hashlib.sha256()
-    settings: list[object] = [list(retriever.shape), retriever.mode, retriever.layout, retriever.instruction]
+    settings: list[object] = [list(retriever.shape), retriever.mode, retriever.readout]
+    settings += [retriever.layout, retriever.instruction]
     settings += [retriever.context_length, MODES[retriever.mode].READING_VERSION]
     if retriever.mode != "listwise":
         settings += [retriever.options.piece_tokens, retriever.options.key_dtype]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from qrhead_rag.core.heads import Head, HeadSet, Mode, ModelShape
+from qrhead_rag.core.heads import Head, HeadSet, Mode, ModelShape, Readout
 from qrhead_rag.detect.choosing import TEMPERATURE, Criterion, Stability
 
 
@@ -127,6 +127,7 @@ class Detection(BaseModel):
     Attributes:
         model: name of the model; architecture, num_layers and num_heads are its shape.
         mode: of the recording.
+        readout: of the recording.
         options: how heads were chosen.
         data: the examples used.
         chosen: the heads, best first.
@@ -152,6 +153,7 @@ class Detection(BaseModel):
     num_layers: int
     num_heads: int
     mode: Mode
+    readout: Readout
     options: DetectionOptions
     data: tuple[DataSetUsed, ...]
     chosen: tuple[ChosenHead, ...]
@@ -185,6 +187,7 @@ class Detection(BaseModel):
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             mode=self.mode,
+            readout=self.readout,
             criterion=self.options.criterion,
             task="+".join(data.name for data in self.data),
             num_examples=sum(len(data.ids) for data in self.data),

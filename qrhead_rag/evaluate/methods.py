@@ -7,7 +7,8 @@
     HEADS             `default`, the name of a shipped set, a file ending in .json, or pairs like 17-3,18-6
     module:function   any function of a query and a list of texts that returns a score for each
 
-Heads may name a mode after an @, as in `default@listwise`; the default is the head set's own mode.
+Heads may name a mode and a readout, each after an @, as in `default@listwise@published`; the default is the head set's
+own.
 """
 
 import importlib
@@ -17,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast, get_args
 
-from qrhead_rag.core.heads import Mode, parse_heads
+from qrhead_rag.core.heads import Mode, Readout, parse_heads
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.evaluate.embedding import EmbeddingModel
@@ -40,6 +41,9 @@ class Ranked(NamedTuple):
     scores: list[float]
 
 
+MODES: tuple[Mode, ...] = get_args(Mode)
+READOUTS: tuple[Readout, ...] = get_args(Readout)
+
 Method: TypeAlias = Callable[[str, Sequence[Passage]], Ranked]
 """Ranks the documents of a list for a query."""
 
@@ -54,7 +58,7 @@ def parse_methods(names: str) -> list[str]:
 
 
 _PAIRS = r"\d+-\d+(?:,\d+-\d+)*"
-_NAMES = re.compile(rf"\s*{_PAIRS}(?:@\w+)?\s*(?=,|$)|[^,]+")
+_NAMES = re.compile(rf"\s*{_PAIRS}(?:@\w+){{0,2}}\s*(?=,|$)|[^,]+")
 
 
 def by_score(scores: Sequence[float], expected: int) -> Ranked:
@@ -74,19 +78,19 @@ def by_score(scores: Sequence[float], expected: int) -> Ranked:
 def make_method(
     name: str,
     *,
-    load_retriever: Callable[[str | None, Mode | None], QRRetriever] | None = None,
+    load_retriever: Callable[[str | None, Mode | None, Readout | None], QRRetriever] | None = None,
     seed: int = 0,
 ) -> Method:
     """The method that a name stands for.
 
     Args:
         name: see this module.
-        load_retriever: from heads (None is the shipped default) and mode (None is the heads' own) to a retriever; the
-            embedded model where None.
+        load_retriever: from heads (None is the shipped default), mode and readout (None is the heads' own) to a
+            retriever; the embedded model where None.
         seed: of `random`.
 
     Raises:
-        ValueError: an unknown name or mode.
+        ValueError: an unknown name, mode or readout.
         ImportError: an extra, or the module of `module:function`, is not installed.
     """
     kind, _, rest = name.partition(":")
@@ -97,13 +101,18 @@ def make_method(
         return _bm25
     if kind == "embedding" and rest:
         return _from_scores(EmbeddingModel(rest).scores)
-    heads, _, mode = name.partition("@")
+    heads, *choices = name.split("@")
     if rest and not heads.endswith(".json"):
         return _from_function(name)
-    if mode and mode not in get_args(Mode):
-        raise ValueError(f"mode {mode!r} of method {name!r} is unknown; expected one of {', '.join(get_args(Mode))}")
+    mode: Mode | None = next((mode for mode in MODES if mode in choices), None)
+    readout: Readout | None = next((readout for readout in READOUTS if readout in choices), None)
+    if sorted(choices) != sorted(choice for choice in (mode, readout) if choice):
+        raise ValueError(
+            f"method {name!r}: {' and '.join(map(repr, choices))} after @; expected at most one mode "
+            f"({', '.join(MODES)}) and one readout ({', '.join(READOUTS)})"
+        )
     load = load_retriever or _load_embedded
-    return _from_retriever(load(None if heads == "default" else heads, cast("Mode | None", mode or None)))
+    return _from_retriever(load(None if heads == "default" else heads, mode, readout))
 
 
 def cached_method(method: Method) -> Method:
@@ -119,8 +128,8 @@ def cached_method(method: Method) -> Method:
     return cached
 
 
-def _load_embedded(heads: str | None, mode: Mode | None) -> QRRetriever:
-    return QRRetriever.from_pretrained(heads=parse_heads(heads), mode=mode)
+def _load_embedded(heads: str | None, mode: Mode | None, readout: Readout | None) -> QRRetriever:
+    return QRRetriever.from_pretrained(heads=parse_heads(heads), mode=mode, readout=readout)
 
 
 def _random(seed: int) -> Method:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qrhead_rag.core.attention import HeadReader
-from qrhead_rag.core.heads import Head, Mode
+from qrhead_rag.core.heads import Head, Mode, Readout
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import PromptTokenizer
-from qrhead_rag.core.scoring import Reading
+from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Selection
 from qrhead_rag.core.template import PromptTemplate
 from qrhead_rag.ranking.options import ListOptions
@@ -69,6 +69,7 @@ class ListContext:
         template: what stands around the documents.
         heads: (layer, head) of each row that the reader gives.
         mode: how the documents are run through the model.
+        readout: how their attention becomes scores.
         options: how lists are read.
         context_length: tokens that a prompt may have; None knows no limit.
         lock: held while tokenizing and running the model.
@@ -80,6 +81,7 @@ class ListContext:
     template: PromptTemplate
     heads: tuple[Head, ...]
     mode: Mode
+    readout: Readout
     options: ListOptions
     context_length: int | None
     lock: threading.RLock

@@ -8,7 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
-from qrhead_rag.core.scoring import Reading
+from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Order, Selection
 from qrhead_rag.ranking.context import ListState, warn_of_truncation
 from qrhead_rag.ranking.modes import new_list

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.scoring import Evidence
+from qrhead_rag.core.reading import Evidence
 from qrhead_rag.files import write_text
 
 

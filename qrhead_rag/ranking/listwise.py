@@ -14,10 +14,13 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from qrhead_rag.core.attention import Rows
+from qrhead_rag.core.heads import Readout
 from qrhead_rag.core.model_view import cache_bytes, crop, layer_tensors
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.prompt import NULL_QUERY, ListLayout
-from qrhead_rag.core.scoring import OUTSIDE, Reading, calibrate, check_finite, document_of_tokens
+from qrhead_rag.core.prompt import NULL_QUERY, ListLayout, Prompt, Span
+from qrhead_rag.core.reading import Reading
+from qrhead_rag.core.scoring import OUTSIDE, check_finite, document_of_tokens
+from qrhead_rag.ranking.asking import ask, rows_to_read
 from qrhead_rag.ranking.context import check_length
 from qrhead_rag.ranking.store import ListStore
 
@@ -87,33 +90,43 @@ class ListwiseList:
         """
         context, layout = self._context, self._layout
         if layout is None or not queries:
-            return [Reading.of_nothing(len(context.heads)) for _ in queries]
+            return [Reading.of_nothing(context.readout, len(context.heads)) for _ in queries]
         prompts = [layout.prompt(query) for query in queries]
         self._check_fits(max(len(prompt.ids) for prompt in prompts))
         first = prompts[0]
         cache = self._run(first.ids[: first.query_start])
-        # The first time, query and null query share a pass.
-        asked = prompts if self._null is not None else [*prompts, layout.prompt(NULL_QUERY)]
-        cached = len(self._ids)
-        parts = [Rows(p.ids[cached:], position=cached, read_from=p.query_start - cached) for p in asked]
-        attention = context.reader.read(cache, parts).cpu()  # (heads, parts, tokens)
-        piece_of = document_of_tokens(first.documents, cached)
+        piece_of = document_of_tokens(first.documents, len(self._ids))
         indices = torch.tensor(self._indices)
         document_of = indices[piece_of].where(piece_of != OUTSIDE, OUTSIDE)
-        check_finite(
-            attention,
-            context.heads,
-            document_of,
-            lambda: {layer: keys[0] for layer, keys in enumerate(layer_tensors(cache)[0])},
+
+        def attend(parts: Sequence[Rows]) -> Tensor:
+            attention = context.reader.read(cache, parts)
+            keys_by_layer = dict(enumerate(layer_tensors(cache)[0]))
+            check_finite(
+                attention, context.heads, document_of, lambda: {layer: keys[0] for layer, keys in keys_by_layer.items()}
+            )
+            return attention
+
+        answers = ask(
+            context.readout,
+            attend,
+            [self._rows(context.readout, prompt) for prompt in prompts],
+            self._rows("published", layout.prompt(NULL_QUERY)),
+            self._null,
+            piece_of,
+            len(indices),
         )
-        if self._null is None:
-            self._null = attention[:, -1].clone()
+        self._null = answers.null
         labels = {index: f"[{number}] " for number, index in enumerate(self._indices, start=1)}
-        offsets = torch.tensor(first.offsets[:cached], dtype=torch.int32)
-        return [
-            Reading(calibrate(attention[:, number], self._null), piece_of, indices, offsets, labels)
-            for number in range(len(queries))
-        ]
+        offsets = torch.tensor(first.offsets[: len(piece_of)], dtype=torch.int32)
+        return [Reading(context.readout, by_head, piece_of, indices, offsets, labels) for by_head in answers.by_head]
+
+    def _rows(self, readout: Readout, prompt: Prompt) -> Rows:
+        """The rows of a prompt that a readout reads, after the tokens in the cache."""
+        cached = len(self._ids)
+        start, end = prompt.query_tokens
+        query_tokens = Span(start - cached, end - cached)
+        return rows_to_read(readout, prompt.ids[cached:], cached, prompt.query_start - cached, query_tokens)
 
     def keep(self, key: str) -> None:
         """Leave the whole state in the retriever's cache."""

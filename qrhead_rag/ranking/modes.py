@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.scoring import Reading
+from qrhead_rag.core.reading import Reading
 from qrhead_rag.ranking.cache import content_key
 from qrhead_rag.ranking.context import ListState
 from qrhead_rag.ranking.listwise import ListwiseList

@@ -5,6 +5,7 @@ from typing import Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qrhead_rag.core.attention import PREFILL_TOKENS
+from qrhead_rag.core.heads import Readout
 
 Layout: TypeAlias = Literal["given", "reversed"]
 
@@ -27,6 +28,8 @@ class ListOptions(BaseModel):
         cache_bytes: what the retriever may keep of lists and passages it has read, in bytes, and as much again of
             conversations, where memories use it; 0 keeps nothing.
         key_dtype: how `late` stores keys.
+        readout: "published" (calibrated attention, averaged over the query span) or "evidence" (what each token of the
+            query finds beyond the null query); None is the readout in which the heads were found.
 
     >>> ListOptions(piece_tokens=128).batch_tokens
     4096
@@ -44,6 +47,7 @@ class ListOptions(BaseModel):
     batch_tokens: int = Field(default=4096, ge=1)
     cache_bytes: int = Field(default=2**30, ge=0)
     key_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    readout: Readout | None = None
 
     @model_validator(mode="after")
     def _check_stride(self) -> Self:

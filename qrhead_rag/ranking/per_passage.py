@@ -20,10 +20,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from qrhead_rag.core.attention import Rows
+from qrhead_rag.core.heads import Readout
 from qrhead_rag.core.model_view import cache_of, joined_cache, layer_tensors
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import CONSTANT_LABEL, NULL_QUERY
-from qrhead_rag.core.scoring import Reading, calibrate, check_finite
+from qrhead_rag.core.reading import Reading
+from qrhead_rag.core.scoring import check_finite
+from qrhead_rag.ranking.asking import ask, rows_to_read
 from qrhead_rag.ranking.cache import content_key
 from qrhead_rag.ranking.context import check_length
 from qrhead_rag.ranking.pieces import (
@@ -57,6 +60,7 @@ class PerPassage(ABC):
         self._store, self._context = store, store.context
         self._passages: dict[str, PassagePieces] = {}  # by content
         self._contents: dict[int, str] = {}  # by index in the list
+        self._listed: ListedPieces | None = None  # of the contents, until they change
         self._null: Tensor | None = None  # attention of the null query. Shape: (heads, tokens)
         self.truncated: frozenset[int] = frozenset()
 
@@ -83,14 +87,14 @@ class PerPassage(ABC):
                 and `positions` are those of their tokens, counted from the end of the opening.
 
         Returns:
-            Tokens of the opening first. Shape: (heads, parts, tokens)
+            Tokens of the opening first. Shape: (heads, readings, tokens)
         """
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what the passages keep, and of what the null query found."""
-        null = 0 if self._null is None else self._null.nbytes
-        return null + sum(passage.nbytes for passage in self._passages.values())
+        """Bytes of what the passages keep, of where their tokens belong, and of what the null query found."""
+        of_list = sum(tensors.nbytes for tensors in (self._null, self._listed) if tensors is not None)
+        return of_list + sum(passage.nbytes for passage in self._passages.values())
 
     def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
         """Never: a list may be of any length, and only one piece has to fit the context with the query."""
@@ -108,8 +112,10 @@ class PerPassage(ABC):
         texts = set(contents.values())
         left = {text: pieces for text, pieces in self._passages.items() if text in texts}
         null = self._null if list(contents.values()) == list(self._contents.values()) else None
+        listed = self._listed if contents == self._contents else None
         # At once, whatever interrupts.
-        self._null, self._contents, self._passages, self.truncated = null, contents, left, truncated
+        self._null, self._listed = null, listed
+        self._contents, self._passages, self.truncated = contents, left, truncated
 
     def run(self, show_progress: bool = False) -> None:
         """Encode the passages that no list of this retriever has encoded, those of like length together."""
@@ -146,23 +152,23 @@ class PerPassage(ABC):
         """
         context, contents = self._context, self._contents
         if not contents or not queries:
-            return [Reading.of_nothing(len(context.heads)) for _ in queries]
+            return [Reading.of_nothing(context.readout, len(context.heads)) for _ in queries]
         self.run()
-        listed = ListedPieces.of(contents, self._passages)
-        # The first time, query and null query share a pass.
-        asked = [*queries] if self._null is not None else [*queries, NULL_QUERY]
-        attention = self._attention(asked, listed)
-        if self._null is None:
-            self._null = attention[:, -1].clone()
+        listed = self._listed = self._listed or ListedPieces.of(contents, self._passages)
+        position, readout = self._query_position(listed), context.readout
+        answers = ask(
+            readout,
+            lambda parts: self._attention(parts, listed),
+            [self._rows(readout, query, position) for query in queries],
+            self._rows("published", NULL_QUERY, position),
+            self._null,
+            listed.piece_of,
+            len(listed.pieces),
+        )
+        self._null, labels = answers.null, dict.fromkeys(contents, CONSTANT_LABEL)
         return [
-            Reading(
-                calibrate(attention[:, number], self._null),
-                listed.piece_of,
-                listed.document_of_piece,
-                listed.offsets,
-                dict.fromkeys(contents, CONSTANT_LABEL),
-            )
-            for number in range(len(queries))
+            Reading(readout, by_head, listed.piece_of, listed.document_of_piece, listed.offsets, labels)
+            for by_head in answers.by_head
         ]
 
     def keep(self, key: str) -> None:
@@ -217,18 +223,19 @@ class PerPassage(ABC):
         """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
         return int(self._store.opening.cache().get_seq_length() + listed.positions.max()) + 1
 
-    def _attention(self, queries: Sequence[str], listed: ListedPieces) -> Tensor:
-        """a(t) over the documents' tokens. Shape: (heads, queries, tokens)"""
-        context, position = self._context, self._query_position(listed)
-        parts = []
-        for query in queries:
-            ids, start = context.tokenizer.question(context.template, query)
-            remedy = "use smaller pieces (piece_tokens=) or a shorter query"
-            what = "the longest piece of the list with the query"
-            check_length(what, position + len(ids), context.context_length, remedy)
-            parts.append(Rows(ids, position, start))
-        opening = self._store.opening.cache().get_seq_length()
-        attention = self._attend(parts, listed)[:, :, opening:].cpu()
+    def _rows(self, readout: Readout, query: str, position: int) -> Rows:
+        """The rows of a query that a readout reads, at a position that leaves room for them."""
+        context = self._context
+        question = context.tokenizer.question(context.template, query)
+        remedy = "use smaller pieces (piece_tokens=) or a shorter query"
+        what = "the longest piece of the list with the query"
+        check_length(what, position + len(question.ids), context.context_length, remedy)
+        return rows_to_read(readout, question.ids, position, question.query_start, question.query_tokens)
+
+    def _attention(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
+        """a(t) over the documents' tokens. Shape: (heads, readings, tokens)"""
+        context, opening = self._context, self._store.opening.cache().get_seq_length()
+        attention = self._attend(parts, listed)[:, :, opening:]
         check_finite(attention, context.heads, listed.document_of_piece[listed.piece_of], listed.joined_keys)
         return attention
 
@@ -298,6 +305,7 @@ class Late(PerPassage):
         by_document: dict[int, list[Piece]] = {index: [] for index in self._contents}
         for index, piece in zip(document_of_piece, pieces, strict=True):
             by_document[index].append(piece)
+        self._listed = None
         self._passages = {text: PassagePieces(tuple(by_document[index])) for index, text in self._contents.items()}
         self._null = None
 

@@ -117,6 +117,11 @@ class ListedPieces:
             offsets=torch.cat([piece.offsets for _, piece in listed]),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what says where the tokens belong; the pieces' own tensors are theirs."""
+        return sum(t.nbytes for t in (self.positions, self.piece_of, self.document_of_piece, self.offsets))
+
     def joined_keys(self) -> dict[int, Tensor]:
         """Keys of all pieces in one tensor a layer. Shape: (key heads, tokens, head size) each"""
         layers = self.pieces[0].keys

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.scoring import Evidence
+from qrhead_rag.core.reading import Evidence
 from qrhead_rag.core.selection import Selection, rank_order, select
 from qrhead_rag.ranking.explanation import Explanation, explain_passage
 

@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.core.attention import HeadReader
-from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape, check_mode
+from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape, Readout, check_mode, readout_of
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
 from qrhead_rag.core.prompt import PromptTokenizer
-from qrhead_rag.core.scoring import Reading
+from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Order, Selection
 from qrhead_rag.core.template import PromptTemplate
 from qrhead_rag.models.loading import LoadedModel, load_model, share_model
@@ -41,7 +41,7 @@ class QRRetriever:
             were found to rank best: that of the chosen set; for pairs and "all", that of the model's recommended set.
         model_name: name of the model where it knows none, or another, of itself.
         options: layout, instruction, context_length, window, stride, prefill_tokens, piece_tokens, batch_tokens,
-            cache_bytes and key_dtype; see `ListOptions`.
+            cache_bytes, key_dtype and readout; see `ListOptions`.
 
     Raises:
         TypeError: model or tokenizer is of the wrong kind.
@@ -131,6 +131,7 @@ class QRRetriever:
                 template=PromptTemplate.for_tokenizer(loaded.tokenizer, options.instruction),
                 heads=loaded.heads.heads,
                 mode=mode,
+                readout=options.readout or readout_of(loaded.heads, mode),
                 options=options,
                 context_length=options.context_length or getattr(config, "max_position_embeddings", None),
                 lock=loaded.lock,
@@ -158,6 +159,11 @@ class QRRetriever:
     def mode(self) -> Mode:
         """How the documents are run through the model."""
         return self._context.mode
+
+    @property
+    def readout(self) -> Readout:
+        """How the attention becomes scores."""
+        return self._context.readout
 
     @property
     def layout(self) -> Layout:

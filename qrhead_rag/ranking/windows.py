@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from qrhead_rag.core.passage import Passage, as_passages
-from qrhead_rag.core.scoring import Evidence, NotFiniteError, Reading
+from qrhead_rag.core.reading import Evidence, Reading
+from qrhead_rag.core.scoring import NotFiniteError
 from qrhead_rag.core.selection import Selection, rank_order
 from qrhead_rag.ranking.context import ListTooLongError, check_length, warn_caller, warn_of_truncation
 from qrhead_rag.ranking.modes import new_list

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.core.scoring import Evidence
+from qrhead_rag.core.reading import Evidence
 from qrhead_rag.ranking.explanation import explain_passage
 from tests.helpers.modes import MODES, PER_PASSAGE_MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
