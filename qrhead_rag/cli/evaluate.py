@@ -35,7 +35,8 @@ def evaluate(
         str,
         typer.Option(
             help="Comma-separated: random, bm25, embedding:FOLDER, all, default, the name of a shipped set, a .json "
-            "head set, pairs like 17-3,18-6 (each of the last five perhaps with @ and a mode, @ and a readout), or "
+            "head set, pairs like 17-3,18-6 (each of the last five perhaps with @ and a mode, @ and a readout, and "
+            "+bm25 or +embedding:FOLDER, whose order is fused with theirs), or "
             "module:function of a query and texts that gives scores."
         ),
     ] = "random,bm25,all,default",

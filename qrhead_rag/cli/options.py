@@ -137,6 +137,12 @@ class SelectionOptions:
     min_share: Annotated[float | None, typer.Option(help="Keep what has this share of the positive scores.")] = None
     max_tokens: Annotated[int | None, typer.Option(help="Keep whole documents within this many tokens.")] = None
     order: Annotated[Order, typer.Option(help="Best first, or as in the input.")] = "rank"
+    fuse_retrieval: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the input's order, where a first stage made it, beside the heads'; 1 counts alike."
+        ),
+    ] = None
 
     def validated(self) -> Selection:
         """The selection.

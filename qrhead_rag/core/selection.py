@@ -1,8 +1,10 @@
 """Which documents of a ranking are kept: the best few, a share of the evidence, a token budget. Pure arithmetic.
 
-Options intersect, and the best document is always kept.
+Options intersect, and the best document is always kept. Before that, the order of the heads may be fused with that of
+the first stage.
 """
 
+import math
 from collections.abc import Sequence
 from operator import index as whole_number
 from typing import Any, Literal, TypeAlias
@@ -22,6 +24,8 @@ class Selection(BaseModel):
         max_tokens: tokens that the kept documents may have together. Whole documents are taken best first; a document
             that does not fit is skipped, and smaller ones after it may still be taken.
         order: "rank" (best first) or "original" (as the caller had them).
+        fuse_retrieval: weight of the first stage's order beside the heads' (`fuse_ranks`); 1 counts both alike, None
+            ranks by the heads alone.
 
     Raises:
         ValueError: an option out of range or of the wrong type; the message names it.
@@ -36,6 +40,7 @@ class Selection(BaseModel):
     min_share: float | None = None
     max_tokens: int | None = None
     order: Order = "rank"
+    fuse_retrieval: float | None = None
 
     @field_validator("top_n", "max_tokens", mode="before")
     @classmethod
@@ -56,6 +61,65 @@ class Selection(BaseModel):
         if isinstance(share, bool | str) or not hasattr(share, "__float__") or not 0 <= float(share) <= 1:
             raise ValueError(f"min_share={share!r} is not a share; expected a number from 0 to 1, or None")
         return float(share)
+
+    @field_validator("fuse_retrieval", mode="before")
+    @classmethod
+    def _check_weight(cls, weight: Any) -> float | None:
+        if weight is None:
+            return None
+        number = not isinstance(weight, bool | str) and hasattr(weight, "__float__")
+        if not number or not 0 < float(weight) < math.inf:
+            raise ValueError(f"fuse_retrieval={weight!r} is not a weight; expected a number above 0, or None")
+        return float(weight)
+
+    def check_retrieval(self, retrieval_scores: Sequence[float] | None, num_documents: int) -> None:
+        """Refuse scores of the first stage that do not belong to a list, or that nothing asks for.
+
+        Raises:
+            ValueError: names what was found and what was expected.
+        """
+        if retrieval_scores is None:
+            return
+        if self.fuse_retrieval is None:
+            raise ValueError("retrieval_scores are given, but fuse_retrieval is None; expected a weight, 1 say")
+        if len(retrieval_scores) != num_documents:
+            raise ValueError(
+                f"{len(retrieval_scores)} retrieval_scores for {num_documents} documents; expected one for each, or "
+                "None where the documents stand in the first stage's order"
+            )
+        for index, score in enumerate(retrieval_scores):
+            if isinstance(score, bool | str) or not hasattr(score, "__float__") or not math.isfinite(score):
+                raise ValueError(f"retrieval_scores[{index}] is {score!r}; expected a finite number")
+
+
+FUSION_CONSTANT = 20
+"""k of reciprocal rank fusion: how slowly the worth of a rank falls."""
+
+
+def fuse_ranks(ranking: Sequence[int], retrieval_scores: Sequence[float] | None, weight: float) -> dict[int, float]:
+    """Reciprocal rank fusion of the heads' order with the first stage's (Cormack et al., SIGIR 2009).
+
+        f(d) = 1 / (k + rank by the heads) + weight / (k + rank by the first stage)      (ranks from 1)
+
+    Args:
+        ranking: indices of documents, best first by the heads.
+        retrieval_scores: of every document of the list; None means that the list is in the first stage's order.
+        weight: of the first stage.
+
+    Returns:
+        f of each index in `ranking`; ranks by the first stage count the documents of `ranking` alone.
+
+    >>> fused = fuse_ranks([2, 0, 1], retrieval_scores=[0.5, 9.0, 3.0], weight=1.0)
+    >>> max(fused, key=fused.get)  # first by the heads, second by the first stage
+    2
+    """
+    scores = [-index for index in ranking] if retrieval_scores is None else [retrieval_scores[i] for i in ranking]
+    by_index = sorted(zip(ranking, scores, strict=True))  # equal scores keep the caller's order
+    first_stage = [index for index, _ in sorted(by_index, key=lambda pair: -pair[1])]
+    fused = {index: 1 / (FUSION_CONSTANT + rank) for rank, index in enumerate(ranking, start=1)}
+    for rank, index in enumerate(first_stage, start=1):
+        fused[index] += weight / (FUSION_CONSTANT + rank)
+    return fused
 
 
 def rank_order(scores: Sequence[float]) -> list[int]:

@@ -6,6 +6,7 @@
     all               every head of the model (In-Context Re-ranking, Chen et al., arXiv 2410.02642)
     HEADS             `default`, the name of a shipped set, a file ending in .json, or pairs like 17-3,18-6
     module:function   any function of a query and a list of texts that returns a score for each
+    HEADS+FIRST       the order of heads fused with that of bm25 or embedding:FOLDER (`fuse_ranks`)
 
 Heads may name a mode and a readout, each after an @, as in `default@listwise@published`; the default is the head set's
 own.
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias, cast, get_args
 
 from qrhead_rag.core.heads import Mode, Readout, parse_heads
 from qrhead_rag.core.passage import Passage
+from qrhead_rag.core.selection import fuse_ranks
 from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.evaluate.embedding import EmbeddingModel
 from qrhead_rag.extras import require_extra
@@ -94,6 +96,8 @@ def make_method(
         ImportError: an extra, or the module of `module:function`, is not installed.
     """
     kind, _, rest = name.partition(":")
+    if fused := re.fullmatch(r"(.+)\+(bm25|embedding:.+)", name):
+        return _fused(*(make_method(part, load_retriever=load_retriever, seed=seed) for part in fused.groups()))
     if name == "random":
         return _random(seed)
     if name == "bm25":
@@ -172,6 +176,14 @@ def _from_retriever(retriever: QRRetriever) -> Method:
         ranking = retriever.rank(query, documents)
         scores = {ranked.index: ranked.score for ranked in ranking}
         return Ranked([ranked.index for ranked in ranking], [scores[index] for index in range(len(documents))])
+
+    return method
+
+
+def _fused(reranker: Method, first_stage: Method) -> Method:
+    def method(query: str, documents: Sequence[Passage]) -> Ranked:
+        fused = fuse_ranks(reranker(query, documents).order, first_stage(query, documents).scores, weight=1.0)
+        return Ranked(sorted(fused, key=lambda index: -fused[index]), [fused[index] for index in range(len(documents))])
 
     return method
 

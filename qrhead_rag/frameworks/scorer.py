@@ -18,6 +18,7 @@ from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode, shipped_h
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.selection import Selection
 from qrhead_rag.core.template import INSTRUCTION
+from qrhead_rag.ranking.context import warn_caller
 from qrhead_rag.ranking.options import Layout
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
@@ -142,6 +143,8 @@ class RerankOptions(ScorerOptions):
         top_n: documents to keep; None keeps all.
         min_share: keep documents with at least this share (0 to 1) of the list's positive score mass.
         max_tokens: keep whole documents, best first, within this many tokens of the ranking model.
+        fuse_retrieval: weight of the first stage's order beside the heads' (1 counts both alike); documents then come
+            back with the fused score. None ranks by the heads alone.
         title_key: metadata key of a document's title, which the prompt puts before the text.
 
     Raises:
@@ -154,6 +157,7 @@ class RerankOptions(ScorerOptions):
     top_n: int | None = 5
     min_share: float | None = None
     max_tokens: int | None = None
+    fuse_retrieval: float | None = None
     title_key: str | None = None
 
     @model_validator(mode="after")
@@ -161,9 +165,27 @@ class RerankOptions(ScorerOptions):
         Selection(**self._selection())
         return self
 
-    def rank(self, query: str, passages: Sequence[Passage]) -> Ranking:
-        """The passages to keep, best first."""
-        return self.load_scorer().rank(query, passages, **self._selection())
+    def rank(
+        self, query: str, passages: Sequence[Passage], retrieval_scores: Sequence[float | None] | None = None
+    ) -> Ranking:
+        """The passages to keep, best first.
+
+        Args:
+            query: the question.
+            passages: as they were retrieved.
+            retrieval_scores: of each by the first stage, for `fuse_retrieval`. Where any is missing the order of the
+                passages is taken for the first stage's, with a warning. None takes it without one.
+        """
+        scores = None
+        if self.fuse_retrieval is not None and retrieval_scores is not None:
+            scores = [score for score in retrieval_scores if score is not None]
+            if len(scores) < len(passages):
+                warn_caller(
+                    f"{len(passages) - len(scores)} of {len(passages)} documents have no retrieval score; "
+                    "fuse_retrieval takes their order for that of the first stage"
+                )
+                scores = None
+        return self.load_scorer().rank(query, passages, retrieval_scores=scores, **self._selection())
 
     def title_of(self, metadata: Mapping[str, Any]) -> str | None:
         """The title in a document's metadata."""
@@ -171,7 +193,7 @@ class RerankOptions(ScorerOptions):
         return None if title is None else str(title)
 
     def _selection(self) -> dict[str, Any]:
-        return {"top_n": self.top_n, "min_share": self.min_share, "max_tokens": self.max_tokens}
+        return {name: getattr(self, name) for name in ("top_n", "min_share", "max_tokens", "fuse_retrieval")}
 
 
 def _key(options: dict[str, Any]) -> str:

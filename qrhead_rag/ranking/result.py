@@ -10,7 +10,7 @@ from torch import Tensor
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.reading import Evidence
-from qrhead_rag.core.selection import Selection, rank_order, select
+from qrhead_rag.core.selection import Selection, fuse_ranks, rank_order, select
 from qrhead_rag.ranking.explanation import Explanation, explain_passage
 
 
@@ -35,6 +35,8 @@ class RankedPassage:
         score: s(d); compares within this ranking only.
         passage: what the caller gave.
         truncated: whether only its beginning was read.
+        fused_score: what orders the ranking where the first stage's order was fused with the heads' (`fuse_retrieval`);
+            else None.
 
     >>> RankedPassage(index=3, score=0.25, passage=Passage(text="The keeper counts the ships.")).passage.text
     'The keeper counts the ships.'
@@ -44,6 +46,12 @@ class RankedPassage:
     score: float
     passage: Passage
     truncated: bool = False
+    fused_score: float | None = None
+
+    @property
+    def ordering_score(self) -> float:
+        """What orders the ranking: the fused score where there is one, else the score."""
+        return self.score if self.fused_score is None else self.fused_score
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Ranking(Sequence[RankedPassage]):
         mode: Mode,
         truncated: Collection[int],
         *,
+        retrieval_scores: Sequence[float] | None = None,
         windowed: bool = False,
         order: Sequence[int] | None = None,
     ) -> Self:
@@ -98,14 +107,23 @@ class Ranking(Sequence[RankedPassage]):
             token_counts: tokens of each passage, needed with `selection.max_tokens`.
             mode: how the documents were run through the model.
             truncated: indices of the passages that were read only in part.
+            retrieval_scores: of each passage by the first stage, for `selection.fuse_retrieval`; None is the list's
+                order.
             windowed: whether the list was ranked in windows.
             order: indices of the passages that are not blank, best first, where that is not the order of their scores.
         """
         values = blank_lowest(scores, passages).tolist()
         blank = [index for index, passage in enumerate(passages) if passage.is_blank]
         read = [index for index in (rank_order(values) if order is None else order) if not passages[index].is_blank]
+        fused: dict[int, float] = {}
+        if selection.fuse_retrieval is not None:
+            fused = fuse_ranks(read, retrieval_scores, selection.fuse_retrieval)
+            read.sort(key=lambda index: -fused[index])
         indices = select(values, selection, token_counts, [*read, *blank])
-        ranked = (RankedPassage(index, values[index], passages[index], index in truncated) for index in indices)
+        ranked = (
+            RankedPassage(index, values[index], passages[index], index in truncated, fused.get(index))
+            for index in indices
+        )
         return cls(query, tuple(ranked), mode, windowed, tuple(evidence))
 
     @property

@@ -239,6 +239,8 @@ class QRRetriever:
         max_tokens: int | None = None,
         token_counter: Callable[[str], int] | None = None,
         order: Order = "rank",
+        fuse_retrieval: float | None = None,
+        retrieval_scores: Sequence[float] | None = None,
     ) -> Ranking:
         """The documents ordered by score, cut to what is asked for. The best one is always kept.
 
@@ -250,6 +252,10 @@ class QRRetriever:
             max_tokens: keep whole documents, best first, within a budget of tokens.
             token_counter: counts the tokens of a text for `max_tokens`; by default the model's tokenizer.
             order: "rank" or "original".
+            fuse_retrieval: weight of the first stage's order beside the heads': 1 counts both alike, None ranks by the
+                heads alone. `score` stays that of the heads; `fused_score` orders.
+            retrieval_scores: of each document by the first stage, for `fuse_retrieval`; None where the documents stand
+                in its order.
 
         A list longer than the model's context is ranked in sliding windows, with a warning and `ranking.windowed`.
 
@@ -258,17 +264,31 @@ class QRRetriever:
             FloatingPointError: the model gave attention that is not finite.
         """
         query, passages = check_query(query), as_passages(documents)
-        selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
+        selection = Selection(
+            top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order, fuse_retrieval=fuse_retrieval
+        )
+        selection.check_retrieval(retrieval_scores, len(passages))
         with self._context.lock:
             key, state = known_list(self._store, passages)
             windows = state.needs_windows(passages, query)
             read = None if windows else read_list(key, state, query, passages)
         if read is None:
-            return rank_in_windows(self._store, query, passages, selection, token_counter)
+            return rank_in_windows(self._store, query, passages, selection, token_counter, retrieval_scores)
         reading, truncated = read
         warn_of_truncation(passages, truncated)
         counts = self._context.token_counts(passages, selection, token_counter)
-        return Ranking.of(query, passages, *reading.scores(len(passages)), selection, counts, self.mode, truncated)
+        scores, evidence = reading.scores(len(passages))
+        return Ranking.of(
+            query,
+            passages,
+            scores,
+            evidence,
+            selection,
+            counts,
+            self.mode,
+            truncated,
+            retrieval_scores=retrieval_scores,
+        )
 
     def rank_lists(
         self,

@@ -81,6 +81,7 @@ def rank_in_windows(
     passages: Sequence[Passage],
     selection: Selection,
     token_counter: Callable[[str], int] | None,
+    retrieval_scores: Sequence[float] | None,
 ) -> Ranking:
     """The documents of a list ordered by score, each scored in the last window that it stood in.
 
@@ -122,7 +123,17 @@ def rank_in_windows(
     counts = context.token_counts(passages, selection, token_counter)
     best = [read[number] for number in order]
     return Ranking.of(
-        query, passages, scores, evidence, selection, counts, context.mode, truncated, windowed=True, order=best
+        query,
+        passages,
+        scores,
+        evidence,
+        selection,
+        counts,
+        context.mode,
+        truncated,
+        retrieval_scores=retrieval_scores,
+        windowed=True,
+        order=best,
     )
 
 

@@ -20,8 +20,8 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
     its score as metadata "relevance_score"; scores compare within one list only.
 
     ScorerOptions choose the model: model, heads, mode, layout, instruction, device, dtype, options, or `scorer`, a
-    loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, and
-    title_key, the metadata key of a document's title.
+    loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, with
+    fuse_retrieval beside the documents' own order, and title_key, the metadata key of a document's title.
 
     Raises:
         ValueError: an option out of range, or a contradiction between `scorer` and another option.
@@ -58,7 +58,7 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
         passages = [
             Passage(text=document.page_content, title=self.title_of(document.metadata)) for document in documents
         ]
-        return [_with_score(documents[ranked.index], ranked.score) for ranked in self.rank(query, passages)]
+        return [_with_score(documents[ranked.index], ranked.ordering_score) for ranked in self.rank(query, passages)]
 
 
 class _Input(NamedTuple):

@@ -20,8 +20,9 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
     """Reorders nodes by relevance to the query and keeps the best, for query engines, chat engines and retrievers.
 
     ScorerOptions choose the model: model, heads, mode, layout, instruction, device, dtype, options, or `scorer`, a
-    loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, and
-    title_key, the metadata key of a node's title. The input nodes are not changed.
+    loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, with
+    fuse_retrieval beside the nodes' own scores, and title_key, the metadata key of a node's title. The input nodes are
+    not changed.
 
     Attributes:
         keep_retrieval_score: keep a node's earlier score in its metadata as "retrieval_score", hidden from the language
@@ -61,8 +62,9 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
         reranked: list[NodeWithScore] = []
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
             if nodes:
-                ranking = self.rank(query, [self._passage(scored.node) for scored in nodes])
-                reranked = [self._with_score(nodes[ranked.index], ranked.score) for ranked in ranking]
+                passages = [self._passage(scored.node) for scored in nodes]
+                ranking = self.rank(query, passages, [scored.score for scored in nodes])
+                reranked = [self._with_score(nodes[ranked.index], ranked.ordering_score) for ranked in ranking]
             event.on_end(payload={EventPayload.NODES: reranked})
         dispatcher.event(ReRankEndEvent(nodes=reranked))
         return reranked
