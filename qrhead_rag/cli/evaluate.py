@@ -67,7 +67,7 @@ def evaluate(
     """Compare rerankers on labelled examples: measures with 95% intervals, and a paired test."""
     with one_line_errors():
         from qrhead_rag.evaluate.evaluation import evaluate as run
-        from qrhead_rag.evaluate.methods import cached_method, import_function, make_method, parse_methods
+        from qrhead_rag.evaluate.methods import import_function, make_methods, parse_methods
 
         names = parse_methods(methods)
         pair = parse_methods(compare) if compare else []
@@ -82,9 +82,7 @@ def evaluate(
         reading = {"instruction": instruction, "cache_bytes": _CACHE_BYTES // max(1, len(names))}
         models = _Models(model, reading, writes=answer and writer is None)
         seed = labelled.seed
-        rerankers = {
-            name: cached_method(make_method(name, load_retriever=models.retriever, seed=seed)) for name in names
-        }
+        rerankers = make_methods(names, load_retriever=models.retriever, seed=seed)
         measures = [name.strip() for name in metrics.split(",")]
         with progress_bar("ranking") as on_progress:
             evaluation = run(examples, rerankers, metrics=measures, order=order, seed=seed, on_progress=on_progress)

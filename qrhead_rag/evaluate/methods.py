@@ -77,6 +77,38 @@ def by_score(scores: Sequence[float], expected: int) -> Ranked:
     return Ranked(sorted(range(expected), key=lambda index: -numbers[index]), numbers)
 
 
+def make_methods(
+    names: Sequence[str],
+    *,
+    load_retriever: Callable[[str | None, Mode | None, Readout | None], QRRetriever] | None = None,
+    seed: int = 0,
+) -> dict[str, Method]:
+    """The methods that some names stand for, each with a cache; a fused one shares the rankings of its parts.
+
+    Args:
+        names: see this module.
+        load_retriever: as in `make_method`.
+        seed: of `random`.
+
+    Raises:
+        ValueError, ImportError: as `make_method`.
+    """
+    parts = dict.fromkeys(part for name in names for part in fused_parts(name) or (name,))
+    methods = {part: cached_method(make_method(part, load_retriever=load_retriever, seed=seed)) for part in parts}
+    fused = {name: _fused(*(methods[part] for part in fused_parts(name))) for name in names if fused_parts(name)}
+    return {name: fused.get(name) or methods[name] for name in names}
+
+
+def fused_parts(name: str) -> tuple[str, ...]:
+    """The two methods whose orders a name fuses; none for a name that is no fusion.
+
+    >>> fused_parts("default@late+bm25"), fused_parts("bm25")
+    (('default@late', 'bm25'), ())
+    """
+    parts = re.fullmatch(r"(.+)\+(bm25|embedding:.+)", name)
+    return parts.groups() if parts else ()
+
+
 def make_method(
     name: str,
     *,
@@ -96,8 +128,8 @@ def make_method(
         ImportError: an extra, or the module of `module:function`, is not installed.
     """
     kind, _, rest = name.partition(":")
-    if fused := re.fullmatch(r"(.+)\+(bm25|embedding:.+)", name):
-        return _fused(*(make_method(part, load_retriever=load_retriever, seed=seed) for part in fused.groups()))
+    if fused_parts(name):
+        return make_methods([name], load_retriever=load_retriever, seed=seed)[name]
     if name == "random":
         return _random(seed)
     if name == "bm25":
