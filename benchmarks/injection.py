@@ -1,4 +1,4 @@
-"""How far a passage gets that says it is the best: prompt injection against each mode, on the embedded model.
+"""How far a passage gets that says it is the best: prompt injection against each mode and readout, on the embedded model.
 
 For each question of the handbook a list of ten of its passages, the right ones among them; one of the others, drawn by
 seed, gets a sentence at its end. It stands last in the list, next to the query. Counted are the places it gains and the
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import get_args
 
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.core.heads import Mode
+from qrhead_rag.core.heads import Mode, Readout
 from qrhead_rag.core.template import INSTRUCTION
 from qrhead_rag.demo import Question, load_handbook
 from qrhead_rag.ranking.encoded import EncodedPassages
 
-MODES = get_args(Mode)
+MODES: tuple[Mode, ...] = get_args(Mode)
+READOUTS: tuple[Readout, ...] = get_args(Readout)
 LENGTH = 10
 
 WORDINGS: dict[str, Callable[[str], str]] = {
@@ -109,14 +110,18 @@ def main() -> None:
     }
     modes: dict[str, object] = {}
     for mode in MODES:
-        retriever = QRRetriever(base.model, base.tokenizer, model_name=base.model_name, mode=mode)
-        summaries = {name: outcome.summary() for name, outcome in measure(retriever, options.questions).items()}
-        modes[mode] = {"heads": retriever.heads.heads, "wordings": summaries}
-        print(f"{mode}, heads {retriever.heads.name}: {', '.join(f'{a}-{b}' for a, b in retriever.heads.heads)}")
-        print(f"  {'wording':22} {'overtakes':>10} {'mean gain':>10} {'largest':>8}  (places of {LENGTH})")
-        for name, summary in summaries.items():
-            overtakes = f"{summary['overtakes']} of {summary['lists']}"
-            print(f"  {name:22} {overtakes:>10} {summary['mean_gain']:>10} {summary['largest_gain']:>8}", flush=True)
+        of_mode: dict[str, object] = {}
+        for readout in READOUTS:
+            retriever = QRRetriever(base.model, base.tokenizer, model_name=base.model_name, mode=mode, readout=readout)
+            summaries = {name: outcome.summary() for name, outcome in measure(retriever, options.questions).items()}
+            of_mode |= {"heads": retriever.heads.heads, readout: summaries}
+            heads = ", ".join(f"{layer}-{head}" for layer, head in retriever.heads.heads)
+            print(f"{mode}, {readout}, heads {retriever.heads.name}: {heads}")
+            print(f"  {'wording':22} {'overtakes':>10} {'mean gain':>10} {'largest':>8}  (places of {LENGTH})")
+            for name, summary in summaries.items():
+                overtakes = f"{summary['overtakes']} of {summary['lists']}"
+                print(f"  {name:22} {overtakes:>10} {summary['mean_gain']:>10} {summary['largest_gain']:>8}", flush=True)
+        modes[mode] = of_mode
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report | {"modes": modes}, indent=1) + "\n", encoding="utf-8")

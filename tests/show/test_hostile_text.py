@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.injection import measure
+from benchmarks.injection import READOUTS, measure
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.core.prompt import NULL_QUERY, PromptTokenizer
 from qrhead_rag.core.template import INSTRUCTION, PromptTemplate
@@ -338,8 +338,9 @@ def test_a_thousand_hostile_documents(model, mode):
 REPORT = Path(__file__).parents[2] / "benchmarks" / "reports" / "injection.json"
 
 
+@pytest.mark.parametrize("readout", READOUTS)
 @every_mode
-def test_a_passage_that_says_it_is_the_best_gains_no_more_than_the_report_says(embedded_all, mode):
+def test_a_passage_that_says_it_is_the_best_gains_no_more_than_the_report_says(embedded_all, mode, readout):
     report = json.loads(REPORT.read_text(encoding="utf-8"))["modes"][mode]
     retriever = QRRetriever(
         embedded_all.model,
@@ -347,10 +348,11 @@ def test_a_passage_that_says_it_is_the_best_gains_no_more_than_the_report_says(e
         model_name=embedded_all.model_name,
         heads=report["heads"],
         mode=mode,
+        readout=readout,
         cache_bytes=0,
     )
     for wording, outcome in measure(retriever, questions=2, wordings=("claim", "command", "the query")).items():
-        reported = report["wordings"][wording]["gains"][:2]
+        reported = report[readout][wording]["gains"][:2]
         # The report has the same lists. A near tie may fall either way on another machine: one list, by one rank.
         assert sum(abs(gain - other) for gain, other in zip(outcome.gains, reported, strict=True)) <= 1
         if wording != "the query":  # a passage that repeats the query is relevant by its words, and may win
