@@ -343,16 +343,16 @@ FORGERIES = {
     "offsets backwards": replace("offsets", lambda value: value.flip(1)),
     "offsets beyond the text": replace("offsets", lambda value: value + 1_000),
     "negative documents": pieces(lambda value: [-1, *value[1:]]),
-    "documents as floats": pieces(lambda value: [float(place) for place in value]),
-    "documents as truths": pieces(lambda value: [bool(place) for place in value]),
-    "documents as text": pieces(lambda value: [str(place) for place in value]),
+    "documents as floats": pieces(lambda value: [float(document) for document in value]),
+    "documents as truths": pieces(lambda value: [bool(document) for document in value]),
+    "documents as text": pieces(lambda value: [str(document) for document in value]),
     "documents nested": pieces(lambda value: [value]),
     "documents as nothing": pieces(lambda value: None),
     "documents as a number": pieces(lambda value: 3),
     "documents in disorder": pieces(lambda value: value[::-1]),
     "one document too many": pieces(lambda value: [*value, value[-1] + 1]),
     "one document too few": pieces(lambda value: value[:-1]),
-    "a blank document with a piece": pieces(lambda value: [2 if place == 3 else place for place in value]),
+    "a blank document with a piece": pieces(lambda value: [2 if document == 3 else document for document in value]),
     "one passage less": passages(lambda value: value[:-1]),
     "passages as an object": passages(lambda value: {"text": "a"}),
     "passages as text": passages(lambda value: "abc"),
@@ -498,8 +498,8 @@ def test_damaged_recordings_are_made_again(every_head, tmp_path, damage):
     whole = [scores for _, scores in recording]
     for file, scores in zip(recording.files, whole, strict=True):
         damage(file, scores)
-    for found, expected in zip(recorded(every_head, tmp_path), whole, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    for scores, expected in zip(recorded(every_head, tmp_path), whole, strict=True):
+        torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
 
 
 def test_a_recording_that_is_in_the_way_or_out_of_reach(every_head, tmp_path):
@@ -752,20 +752,20 @@ def test_the_records_that_are_spoiled_below_are_whole(tmp_path, name):
     assert len(load_examples(path, format=name)) == 1
 
 
-def places_in(value):
+def key_paths(value):
     """Every place in a JSON value, as the keys that lead there."""
     yield ()
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in inner:
-        for place in places_in(part):
-            yield (key, *place)
+        for key_path in key_paths(part):
+            yield (key, *key_path)
 
 
-def with_value(value, place, new):
-    if not place:
+def with_value(value, key_path, new):
+    if not key_path:
         return new
     copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[place[0]] = with_value(copy[place[0]], place[1:], new)
+    copy[key_path[0]] = with_value(copy[key_path[0]], key_path[1:], new)
     return copy
 
 
@@ -773,13 +773,13 @@ def with_value(value, place, new):
 @pytest.mark.slow
 def test_any_value_anywhere_in_a_record_is_read_or_reported(tmp_path, name):
     """Whatever stands in a record, the reader gives an example or says which line is wrong."""
-    places = [place for place in places_in(RECORD[name]) if place]
+    key_paths_of_record = [key_path for key_path in key_paths(RECORD[name]) if key_path]
 
     @fast
-    @given(place=st.sampled_from(places), value=json_values)
-    def spoiled(place, value):
+    @given(key_path=st.sampled_from(key_paths_of_record), value=json_values)
+    def spoiled(key_path, value):
         path = tmp_path / "data.jsonl"
-        path.write_text(json.dumps(with_value(RECORD[name], place, value)) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(with_value(RECORD[name], key_path, value)) + "\n", encoding="utf-8")
         try:
             load_examples(path, format=name)
         except ValueError as error:

@@ -34,7 +34,7 @@ def make_lists(number, most):
     rng = random.Random(0)
     pool = [" ".join(rng.choices(WORDS, k=rng.randint(2, 24))) for _ in range(40)] + ["", "ships " * 100]
     return [
-        [Passage(text=rng.choice(pool), id=f"{which}-{place}") for place in range(rng.randint(1, most))]
+        [Passage(text=rng.choice(pool), id=f"{which}-{index}") for index in range(rng.randint(1, most))]
         for which in range(number)
     ]
 
@@ -84,7 +84,7 @@ class Use:
 
     def check(self, which, query, scores):
         expected, _ = self.expected[which, query]
-        assert scores == pytest.approx([expected[place] for place in range(len(expected))], abs=self.tolerance)
+        assert scores == pytest.approx([expected[index] for index in range(len(expected))], abs=self.tolerance)
 
     def rank(self, rng):
         which, passages, query = self.some(rng)

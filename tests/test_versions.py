@@ -23,10 +23,10 @@ def project(folder):
 def declared():
     """Every requirement of the three projects on others, extras for users included."""
     for folder in PROJECTS:
-        found = project(folder)
+        table = project(folder)
         lines = [
-            *found["dependencies"],
-            *(x for extra in EXTRAS for x in found.get("optional-dependencies", {}).get(extra, [])),
+            *table["dependencies"],
+            *(x for extra in EXTRAS for x in table.get("optional-dependencies", {}).get(extra, [])),
         ]
         yield from (Requirement(line) for line in lines if not line.startswith("qrhead-rag"))
 
@@ -71,7 +71,9 @@ def test_everything_installed_has_what_it_requires():
         if name not in seen:
             seen.add(name)
             for needed in required(metadata.requires(name) or (), requirement.extras).values():
-                found = metadata.version(needed.name)
-                assert needed.specifier.contains(found, prereleases=True), f"{name} requires {needed}, found {found}"
+                version = metadata.version(needed.name)
+                assert needed.specifier.contains(version, prereleases=True), (
+                    f"{name} requires {needed}, found {version}"
+                )
                 waiting[normalized(needed.name)] = needed
     assert len(seen) > len(set(declared()))

@@ -57,11 +57,11 @@ def test_every_command_has_its_case():
 @pytest.mark.parametrize("charset", ["ascii", "cp1252"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_the_stream_lacks_is_replaced(files, command, charset):
-    arguments, code, said = COMMANDS[command]
+    arguments, code, message = COMMANDS[command]
     files(command)
     result = CliRunner(charset=charset).invoke(app, list(arguments), env={"COLUMNS": "160", "NO_COLOR": "1"})
     assert result.exit_code == code, result.output
-    assert said in result.output
+    assert message in result.output
     assert "codec" not in result.output
 
 

@@ -38,12 +38,12 @@ def test_read_equals_eager_output_attentions(family, chunk):
     reader = HeadReader(model, HEADS)
     cache = reader.prefill(documents, chunk=chunk)
     read_from = 2
-    found = reader.read(cache, [Rows(part, PREFIX, read_from) for part in parts])
+    attention = reader.read(cache, [Rows(part, PREFIX, read_from) for part in parts])
     for number, part in enumerate(parts):
         weights = eager_attention(model, torch.cat([documents, torch.tensor([part])], dim=1))
         wanted = torch.stack([weights[layer, head, PREFIX + read_from :, :PREFIX].mean(0) for layer, head in HEADS])
-        torch.testing.assert_close(found[:, number], wanted, atol=1e-5, rtol=0)
-    assert found.std() > 1e-3, "attention that is all alike proves nothing"
+        torch.testing.assert_close(attention[:, number], wanted, atol=1e-5, rtol=0)
+    assert attention.std() > 1e-3, "attention that is all alike proves nothing"
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text", "gpt_oss", "cohere2"])
@@ -99,11 +99,11 @@ def test_half_precision_reads_in_float32(dtype):
     model = tiny_model(dtype=dtype)
     documents, parts = documents_and_parts()
     reader = HeadReader(model, HEADS)
-    found = reader.read(reader.prefill(documents), [Rows(parts[0], PREFIX)])
+    attention = reader.read(reader.prefill(documents), [Rows(parts[0], PREFIX)])
     weights = eager_attention(model, torch.cat([documents, torch.tensor([parts[0]])], dim=1)).float()
     wanted = torch.stack([weights[layer, head, PREFIX:, :PREFIX].mean(0) for layer, head in HEADS])
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found[:, 0], wanted, atol=0.02, rtol=0)
+    assert attention.dtype == torch.float32
+    torch.testing.assert_close(attention[:, 0], wanted, atol=0.02, rtol=0)
 
 
 def snapshot(model):
@@ -160,8 +160,8 @@ def test_a_shared_model_generates_in_another_thread_what_it_generates_alone():
     thread = threading.Thread(target=lambda: results.extend(generate() for _ in range(3)))
     thread.start()
     while thread.is_alive():
-        found = reader.read(reader.prefill(documents), [Rows(parts[0], PREFIX)])
-        torch.testing.assert_close(found, wanted)
+        attention = reader.read(reader.prefill(documents), [Rows(parts[0], PREFIX)])
+        torch.testing.assert_close(attention, wanted)
     assert all(torch.equal(result, alone) for result in results)
     assert len(results) == 3
 
@@ -177,8 +177,8 @@ def test_forward_replaced_by_accelerate_is_followed(tmp_path):
     accelerate.dispatch_model(model, names, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
     assert model.model.layers[1].mlp.up_proj.weight.device.type == "meta"
     reader = HeadReader(model, HEADS)
-    found = reader.read(reader.prefill(documents), [Rows(parts[0], PREFIX)])
-    torch.testing.assert_close(found, wanted)
+    attention = reader.read(reader.prefill(documents), [Rows(parts[0], PREFIX)])
+    torch.testing.assert_close(attention, wanted)
     assert model.model.layers[1].mlp.up_proj.weight.device.type == "meta"
 
 
@@ -211,5 +211,5 @@ def test_cuda_equals_cpu():
     on_cpu = HeadReader(model, HEADS)
     wanted = on_cpu.read(on_cpu.prefill(documents), [Rows(parts[0], PREFIX)])
     on_gpu = HeadReader(copy.deepcopy(model).cuda(), HEADS)
-    found = on_gpu.read(on_gpu.prefill(documents), [Rows(parts[0], PREFIX)])
-    torch.testing.assert_close(found.cpu(), wanted, atol=1e-5, rtol=0)
+    attention = on_gpu.read(on_gpu.prefill(documents), [Rows(parts[0], PREFIX)])
+    torch.testing.assert_close(attention.cpu(), wanted, atol=1e-5, rtol=0)

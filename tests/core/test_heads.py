@@ -33,13 +33,13 @@ def head_set(**changes):
 
 
 def test_round_trip_through_json(tmp_path):
-    given = head_set(
+    own_set = head_set(
         name="mine", criterion="ndcg", task="nq", mode="late", source="here", num_examples=12, note="n", default=True
     )
     path = tmp_path / "heads.json"
-    given.save(path)
-    assert HeadSet.load(path) == given
-    assert HeadSet.load(str(path)) == given
+    own_set.save(path)
+    assert HeadSet.load(path) == own_set
+    assert HeadSet.load(str(path)) == own_set
     assert json.loads(path.read_text())["heads"] == [[17, 3], [2, 8]]
 
 
@@ -76,9 +76,11 @@ def test_a_head_out_of_range_is_named_with_the_model(head):
         head_set(heads=[head])
 
 
-@pytest.mark.parametrize(("heads", "said"), [([], "at least one"), ([(1, 1), (2, 0), (1, 1)], r"twice: \[\(1, 1\)\]")])
-def test_no_heads_or_one_twice(heads, said):
-    with pytest.raises(ValidationError, match=said):
+@pytest.mark.parametrize(
+    ("heads", "message"), [([], "at least one"), ([(1, 1), (2, 0), (1, 1)], r"twice: \[\(1, 1\)\]")]
+)
+def test_no_heads_or_a_head_twice(heads, message):
+    with pytest.raises(ValidationError, match=message):
         head_set(heads=heads)
 
 
@@ -112,20 +114,20 @@ def test_the_same_model_says_nothing():
 
 
 def test_all_means_every_head_in_order():
-    found = choose_heads("all", "some/model", ModelShape("llama", 3, 2), "listwise")
-    assert found.heads == ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))
+    chosen = choose_heads("all", "some/model", ModelShape("llama", 3, 2), "listwise")
+    assert chosen.heads == ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))
 
 
 def test_each_kind_of_choice(tmp_path):
-    given = head_set()
-    given.save(tmp_path / "mine.json")
-    for choice in (given, tmp_path / "mine.json", str(tmp_path / "mine.json")):
-        assert choose_heads(choice, "some/model", LLAMA, "late") == given
+    own_set = head_set()
+    own_set.save(tmp_path / "mine.json")
+    for choice in (own_set, tmp_path / "mine.json", str(tmp_path / "mine.json")):
+        assert choose_heads(choice, "some/model", LLAMA, "late") == own_set
     for pairs in ([(17, 3), (2, 8)], [[17, 3], [2, 8]], numpy.array([[17, 3], [2, 8]])):
-        found = choose_heads(pairs, "some/model", LLAMA, "late")
-        assert found.heads == given.heads
-        assert found.mode == "late"
-        assert all(type(number) is int for head in found.heads for number in head)
+        chosen = choose_heads(pairs, "some/model", LLAMA, "late")
+        assert chosen.heads == own_set.heads
+        assert chosen.mode == "late"
+        assert all(type(number) is int for head in chosen.heads for number in head)
 
 
 @pytest.mark.parametrize("choice", [3, [3], [(1, 2, 3)], [("a", "b")], [(1.0, 2)], [(True, 0)], object(), {"heads": 1}])
@@ -153,8 +155,8 @@ def test_an_unknown_name_lists_those_there_are():
 
 def test_the_embedded_models_heads():
     four = {(17, 3), (17, 4), (18, 6), (18, 7)}
-    found = find_shipped(EMBEDDED_MODEL, "listwise")
-    assert (found.name, set(found.heads)) == ("default", four)
+    by_default = find_shipped(EMBEDDED_MODEL, "listwise")
+    assert (by_default.name, set(by_default.heads)) == ("default", four)
     by_ndcg = find_shipped(EMBEDDED_MODEL, "listwise", "hotpotqa")
     assert (by_ndcg.criterion, by_ndcg.task, set(by_ndcg.heads)) == ("ndcg", "hotpotqa", four)
     assert find_shipped(EMBEDDED_MODEL.lower(), "late").model == EMBEDDED_MODEL
@@ -170,17 +172,17 @@ def test_the_embedded_model_has_a_default_and_a_shallow_set_for_each_mode(mode):
 
 def test_every_shipped_set_is_whole_and_every_model_has_one_default_a_mode():
     sets = shipped_head_sets()
-    assert len({(found.model, found.name, found.mode) for found in sets}) == len(sets)
-    for model in {found.model for found in sets}:
-        of_model = [found for found in sets if found.model == model]
-        assert len({found.shape for found in of_model}) == 1
-        assert len({found.architecture for found in of_model}) == 1
-        defaults = [found.mode for found in of_model if found.default]
+    assert len({(shipped.model, shipped.name, shipped.mode) for shipped in sets}) == len(sets)
+    for model in {shipped.model for shipped in sets}:
+        of_model = [shipped for shipped in sets if shipped.model == model]
+        assert len({shipped.shape for shipped in of_model}) == 1
+        assert len({shipped.architecture for shipped in of_model}) == 1
+        defaults = [shipped.mode for shipped in of_model if shipped.default]
         assert defaults, model
         assert len(set(defaults)) == len(defaults), model
         assert find_shipped(model, "listwise").default
-    assert all(found.source != "unknown" for found in sets)
-    assert {"Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"} <= {found.model for found in sets}
+    assert all(shipped.source != "unknown" for shipped in sets)
+    assert {"Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"} <= {shipped.model for shipped in sets}
 
 
 def test_every_model_with_shipped_heads_recommends_one_set_and_with_it_a_mode():
@@ -206,9 +208,9 @@ def test_no_mode_means_the_mode_of_the_heads(choice, mode):
 
 
 def test_a_default_of_the_same_mode_comes_first():
-    for found in shipped_head_sets():
-        if found.default:
-            assert find_shipped(found.model, found.mode).mode == found.mode
+    for shipped in shipped_head_sets():
+        if shipped.default:
+            assert find_shipped(shipped.model, shipped.mode).mode == shipped.mode
 
 
 def test_a_mode_without_a_set_takes_that_of_the_recommended_mode(monkeypatch):

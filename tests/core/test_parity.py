@@ -33,8 +33,8 @@ def selected(embedded_all):
     )
 
 
-def close(found, wanted):
-    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(wanted), atol=TOLERANCE, rtol=0)
+def close(scores, wanted):
+    torch.testing.assert_close(torch.as_tensor(scores), torch.as_tensor(wanted), atol=TOLERANCE, rtol=0)
 
 
 @by_name
@@ -49,9 +49,9 @@ def test_ids_and_spans(embedded_all, case):
 
 @by_name
 def test_scores_of_every_head_alone(embedded_all, case):
-    found = embedded_all.head_scores(case["query"], case["documents"])  # (layers * heads, documents)
+    scores = embedded_all.head_scores(case["query"], case["documents"])  # (layers * heads, documents)
     wanted = torch.tensor(case["per_head_scores"])  # (documents, layers, heads)
-    close(found, wanted.flatten(start_dim=1).T)
+    close(scores, wanted.flatten(start_dim=1).T)
 
 
 @by_name
@@ -75,6 +75,6 @@ def test_the_reference_tells_heads_and_documents_apart():
 def test_rank_orders_by_these_scores(selected):
     case = CASES[0]
     ranking = selected.rank(case["query"], case["documents"])
-    wanted = sorted(range(len(case["documents"])), key=lambda place: -case["selected_head_scores"][place])
+    wanted = sorted(range(len(case["documents"])), key=lambda index: -case["selected_head_scores"][index])
     assert [ranked.index for ranked in ranking] == wanted
-    close([ranked.score for ranked in ranking], [case["selected_head_scores"][place] for place in wanted])
+    close([ranked.score for ranked in ranking], [case["selected_head_scores"][index] for index in wanted])

@@ -91,10 +91,10 @@ def test_spans_hold_label_and_content_and_nothing_else(kind):
     tokenizer = tiny_tokenizer(kind)
     prompt = make(kind)
     for number, (span, content) in enumerate(zip(prompt.documents, CONTENTS, strict=True), start=1):
-        shown = f"[{number}] {content}"
+        rendered = f"[{number}] {content}"
         # A merge may cross the joint: `.` and the line ends after it are one token, which belongs to the document.
-        assert tokenizer.decode(prompt.ids[span.start : span.end]).rstrip("\n").strip() == shown
-        assert "".join(shown[start:end] for start, end in prompt.offsets[span.start : span.end]) == shown
+        assert tokenizer.decode(prompt.ids[span.start : span.end]).rstrip("\n").strip() == rendered
+        assert "".join(rendered[start:end] for start, end in prompt.offsets[span.start : span.end]) == rendered
     assert tokenizer.decode(prompt.ids[prompt.query_start :]).startswith(INSTRUCTION)
     assert all(prompt.offsets[token] == (0, 0) for token in range(prompt.documents[0].start))
 
@@ -131,25 +131,25 @@ CONTROL_TEXTS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", CONTROL_TEXTS)
-@pytest.mark.parametrize("place", ["document", "title", "query", "alone", "question"])
-def test_no_added_token_comes_from_a_callers_text(kind, text, place):
+@pytest.mark.parametrize("part", ["document", "title", "query", "alone", "question"])
+def test_no_added_token_comes_from_a_callers_text(kind, text, part):
     tokenizer = tiny_tokenizer(kind)
     prompts = PromptTokenizer(tokenizer)
     template = PromptTemplate.for_tokenizer(tokenizer)
     added = set(tokenizer.added_tokens_decoder)
     hostile = f"So {text} it {text}{text}"
     content, query = CONTENTS[0], QUERY
-    if place == "alone":
+    if part == "alone":
         assert not added & set(prompts.passage(hostile)[0])
         assert tokenizer.decode(prompts.passage(hostile)[0]) == f"[1] {hostile}"
         return
-    if place == "question":
+    if part == "question":
         ids, _ = prompts.question(template, hostile)
         usual, _ = prompts.question(template, "one")
         assert hostile in tokenizer.decode(ids)
     else:
-        content = {"document": hostile, "title": f"{hostile}\ntext"}.get(place, content)
-        query = hostile if place == "query" else query
+        content = {"document": hostile, "title": f"{hostile}\ntext"}.get(part, content)
+        query = hostile if part == "query" else query
         ids, usual = prompts.prompt(template, [content], query).ids, prompts.prompt(template, ["one"], "two").ids
         assert hostile in tokenizer.decode(ids)
     assert [token for token in ids if token in added] == [token for token in usual if token in added]
@@ -158,9 +158,9 @@ def test_no_added_token_comes_from_a_callers_text(kind, text, place):
 def test_the_ids_of_control_text_are_those_of_plain_text():
     """As a tokenizer that never heard of control tokens gives them."""
     tokenizer = tiny_tokenizer()
-    found, _ = PromptTokenizer(tokenizer).passage("<|im_end|> <tool_call>")
+    ids, _ = PromptTokenizer(tokenizer).passage("<|im_end|> <tool_call>")
     # The alphabet is bytes and the merges were learned from prose, so that spelling is byte by byte here.
-    assert tokenizer.convert_ids_to_tokens(found)[4:] == [*"<|im_end|>", "Ġ", *"<tool_call>"]
+    assert tokenizer.convert_ids_to_tokens(ids)[4:] == [*"<|im_end|>", "Ġ", *"<tool_call>"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,10 +201,10 @@ def test_any_text_has_its_span_and_offsets(kind, text):
     prompt = make(kind, [text, "between", text])
     assert [prompt.offsets[span.start][0] for span in prompt.documents] == [0, 0, 0]
     for number, (span, content) in enumerate(zip(prompt.documents, [text, "between", text], strict=True), start=1):
-        shown = f"[{number}] {content}"
+        rendered = f"[{number}] {content}"
         offsets = prompt.offsets[span.start : span.end]
         covered = set().union(*(range(start, end) for start, end in offsets))
-        assert covered == set(range(len(shown)))
+        assert covered == set(range(len(rendered)))
     assert prompt.documents[0].end <= prompt.documents[1].start < prompt.documents[2].start < prompt.query_start
 
 
@@ -212,11 +212,11 @@ def test_any_text_has_its_span_and_offsets(kind, text):
 @pytest.mark.slow
 def test_one_to_two_hundred_documents(number):
     tokenizer = tiny_tokenizer()
-    contents = [f"text {place}" for place in range(number)]
+    contents = [f"text {index}" for index in range(number)]
     prompt = make("chatml", contents)
     assert len(prompt.documents) == number
-    for place, span in enumerate(prompt.documents):
-        assert tokenizer.decode(prompt.ids[span.start : span.end]).strip() == f"[{place + 1}] text {place}"
+    for index, span in enumerate(prompt.documents):
+        assert tokenizer.decode(prompt.ids[span.start : span.end]).strip() == f"[{index + 1}] text {index}"
 
 
 def test_repeated_texts_have_spans_of_their_own():
@@ -245,9 +245,9 @@ def test_cut_ends_where_a_token_ends():
     prompts = PromptTokenizer(tiny_tokenizer())
     text = "The keeper of the lighthouse counts 👩‍🚀 the ships that pass. " * 5
     for limit in range(1, 60):
-        found = prompts.cut(text, limit)
-        assert text.startswith(found)
-        assert prompts.count(found) <= limit + 3  # bytes of one character may be several tokens
+        beginning = prompts.cut(text, limit)
+        assert text.startswith(beginning)
+        assert prompts.count(beginning) <= limit + 3  # bytes of one character may be several tokens
     assert prompts.cut(text, 10_000) == text
 
 
@@ -273,16 +273,16 @@ def test_a_slow_tokenizer_is_refused():
 
 
 def test_documents_of_every_kind():
-    given = ["plain", Passage(text="b", title="B"), {"text": "c", "id": "7", "metadata": {"k": [1]}}]
-    found = as_passages(given)
-    assert found == [
+    documents = ["plain", Passage(text="b", title="B"), {"text": "c", "id": "7", "metadata": {"k": [1]}}]
+    passages = as_passages(documents)
+    assert passages == [
         Passage(text="plain"),
         Passage(text="b", title="B"),
         Passage(text="c", id="7", metadata={"k": [1]}),
     ]
-    assert found[1] is given[1]
+    assert passages[1] is documents[1]
     assert as_passages(MappingProxyType({"text": "x"}) for _ in range(2)) == [Passage(text="x")] * 2
-    assert given[2] == {"text": "c", "id": "7", "metadata": {"k": [1]}}
+    assert documents[2] == {"text": "c", "id": "7", "metadata": {"k": [1]}}
 
 
 @pytest.mark.parametrize("documents", ["one text", b"bytes", {"text": "x"}, Passage(text="x"), 3, None])
@@ -358,9 +358,9 @@ def test_tokenizers_that_mark_word_beginnings(kind, text):
     contents = [text, CONTENTS[0], text]
     prompt = prompts.prompt(template, contents, QUERY)
     for number, (span, content) in enumerate(zip(prompt.documents, contents, strict=True), start=1):
-        shown = f"[{number}] {content}"
+        rendered = f"[{number}] {content}"
         offsets = prompt.offsets[span.start : span.end]
-        assert set().union(*(range(start, end) for start, end in offsets)) == set(range(len(shown)))
+        assert set().union(*(range(start, end) for start, end in offsets)) == set(range(len(rendered)))
     added = {tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "<turn>")}
     assert [token for token in prompt.ids if token in added] == [1, 2, 2]
     ids, offsets = prompts.passage(text)

@@ -44,8 +44,8 @@ def test_scores_equal_the_formula_written_out(seed):
     wanted = torch.stack(
         [torch.stack([published_score(head[span.start : span.end]) for span in spans]) for head in attention - null]
     )
-    found = document_scores(masked(calibrated, document_of, len(spans)), document_of, len(spans))
-    torch.testing.assert_close(found, wanted)
+    scores = document_scores(masked(calibrated, document_of, len(spans)), document_of, len(spans))
+    torch.testing.assert_close(scores, wanted)
     summed = (attention - null).sum(dim=0)
     together = document_scores(masked(summed[None], document_of, len(spans)), document_of, len(spans))[0]
     torch.testing.assert_close(together, torch.stack([published_score(summed[s.start : s.end]) for s in spans]))
@@ -81,14 +81,14 @@ def test_pooling_adds_up_the_best_pieces_of_each_document(seed):
     generator = torch.Generator().manual_seed(seed)
     document_of = torch.randint(0, 6, (25,), generator=generator)
     scores = torch.randn(3, 25, generator=generator)
-    found, counted = pool_pieces(scores, document_of, 7)
+    pooled, counted = pool_pieces(scores, document_of, 7)
     for row in range(3):
         for document in range(7):
             of_document = scores[row, document_of == document]
             best = of_document.sort(descending=True).values[:POOLED_PIECES]
-            torch.testing.assert_close(found[row, document], best.sum())
+            torch.testing.assert_close(pooled[row, document], best.sum())
             assert counted[row, document_of == document].sum() == min(POOLED_PIECES, len(of_document))
-    torch.testing.assert_close(scores.where(counted, 0.0).sum(dim=1), found.sum(dim=1))
+    torch.testing.assert_close(scores.where(counted, 0.0).sum(dim=1), pooled.sum(dim=1))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -106,6 +106,6 @@ def test_what_is_not_finite_is_named(value):
     keys[7][0, 3:, 3] = value
     with pytest.raises(
         FloatingPointError, match=r"layer 7, head 2 to document 9 is not finite.*dtype='float32'"
-    ) as said:
+    ) as caught:
         check_finite(attention, heads, document_of, lambda: keys)
-    assert str(pickle.loads(pickle.dumps(said.value))) == str(said.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

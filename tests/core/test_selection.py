@@ -73,11 +73,11 @@ def test_the_budget_holds_and_nothing_that_fits_is_left_out(seed):
     kept = select(scores, Selection(max_tokens=budget), counts)
     ranking = rank_order(scores)
     assert kept[0] == ranking[0]
-    assert kept == [place for place in ranking if place in kept]
-    assert sum(counts[place] for place in kept) <= max(budget, counts[ranking[0]])
-    for place in set(ranking) - set(kept):
-        before = [other for other in kept if ranking.index(other) < ranking.index(place)]
-        assert sum(counts[other] for other in before) + counts[place] > budget
+    assert kept == [index for index in ranking if index in kept]
+    assert sum(counts[index] for index in kept) <= max(budget, counts[ranking[0]])
+    for index in set(ranking) - set(kept):
+        before = [other for other in kept if ranking.index(other) < ranking.index(index)]
+        assert sum(counts[other] for other in before) + counts[index] > budget
 
 
 @pytest.mark.parametrize("name", ["top_n", "max_tokens"])

@@ -261,7 +261,7 @@ def test_locomo_by_turn(tmp_path):
     assert texts(first, first.relevant) == ["Ana: Look! [shares a red boat]", "Bo: The boat is sold."]
     assert (first.answer, second.answer) == ("3", None)
     assert (second.relevant, second.metadata["adversarial_answer"]) == ((), "Ana")
-    assert all(one is other for one, other in zip(first.documents, second.documents, strict=True))
+    assert all(turn is other for turn, other in zip(first.documents, second.documents, strict=True))
 
 
 def test_locomo_by_session(tmp_path):
@@ -311,10 +311,13 @@ def clipper(tmp_path):
 
 def test_clipper_takes_the_chapters_of_a_claim_in_their_order(clipper):
     folder = clipper(["Ida sails.", "Ida drowns.", "Chapters 1-2, 10"], ["Tom\nstays.", "Tom\nleaves.", "Chapter 10"])
-    both, one = load_examples(folder)
-    assert [document.title for document in both.documents] == ["Chapter 1", "Chapter 2", "Chapter 10"]
-    assert (both.relevant, one.relevant) == ((0, 1, 2), (2,))
-    assert (one.query, one.metadata) == ("Tom\nstays.", {"book": "12", "corrupted_facts": "Tom\nleaves."})
+    whole_book, one_chapter = load_examples(folder)
+    assert [document.title for document in whole_book.documents] == ["Chapter 1", "Chapter 2", "Chapter 10"]
+    assert (whole_book.relevant, one_chapter.relevant) == ((0, 1, 2), (2,))
+    assert (one_chapter.query, one_chapter.metadata) == (
+        "Tom\nstays.",
+        {"book": "12", "corrupted_facts": "Tom\nleaves."},
+    )
 
 
 def test_clipper_malformed_rows_have_the_line_they_begin_on(clipper):

@@ -243,7 +243,7 @@ def test_examples_that_cannot_tell_heads_apart_are_left_out(retriever, tmp_path)
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
 def test_per_head_scores_are_those_of_the_published_code(case, embedded_all, tmp_path):
-    documents = tuple(Passage(text=one["text"], title=one["title"]) for one in case["documents"])
+    documents = tuple(Passage(text=document["text"], title=document["title"]) for document in case["documents"])
     example = LabelledExample(query=case["query"], documents=documents, relevant=(0,))
     [recorded] = record(embedded_all, [example], tmp_path)
     expected = torch.tensor(case["per_head_scores"]).flatten(1).T  # (layers * heads, documents)
@@ -349,8 +349,8 @@ def test_copied_share_equals_full_attention(embedded_all):
     attention = torch.cat([layer[0] for layer in full])  # (heads, tokens, tokens)
     expected = torch.zeros(16, span.end - span.start)
     for step, token in enumerate(generated):
-        place = attention[:, len(ids) - 1 + step].argmax(dim=-1)
-        for head, at in enumerate(place.tolist()):
+        strongest = attention[:, len(ids) - 1 + step].argmax(dim=-1)
+        for head, at in enumerate(strongest.tolist()):
             if span.start <= at < span.end and (ids + generated)[at] == token:
                 expected[head, at - span.start] = 1
     share = copied_share(HeadReader(model, every), ids, generated, span)
@@ -360,7 +360,7 @@ def test_copied_share_equals_full_attention(embedded_all):
 def test_needles_come_with_the_package_and_hide_between_sentences(writer):
     needles = load_needles()
     assert len(needles) >= 10
-    assert all(one.answer in one.needle and one.needle not in load_haystack() for one in needles)
+    assert all(needle.answer in needle.needle and needle.needle not in load_haystack() for needle in needles)
     text = insert_needle(needles[0], writer, load_haystack(), 100, 0.5)
     before, after = text.split(needles[0].needle)
     assert before.endswith((". ", "? ", "! "))

@@ -207,11 +207,11 @@ class ScriptedWriter:
     """Ranks the passages it is shown by their length, writing the last one down twice and one that is not there."""
 
     def __init__(self):
-        self.shown = []
+        self.window_sizes = []
 
     def answer(self, context, question):
         texts = re.findall(r"^\[\d+\] (.*)$", context, re.MULTILINE)
-        self.shown.append(len(texts))
+        self.window_sizes.append(len(texts))
         assert f"Rank the {len(texts)} passages" in question
         assert "which?" in question
         best = sorted(range(1, len(texts) + 1), key=lambda number: -len(texts[number - 1]))
@@ -224,7 +224,7 @@ def test_rank_gpt_slides_over_the_list_and_keeps_what_the_model_leaves_out(monke
     rank_gpt = make_method("benchmarks.rerankers:rank_gpt")
     documents = [Passage(text="x" * (1 + 7 * index % 35)) for index in range(35)]
     ranked = rank_gpt("which?", documents)
-    assert writer.shown == [20, 20, 20]  # from 15, from 5, from 0
+    assert writer.window_sizes == [20, 20, 20]  # from 15, from 5, from 0
     lengths = [len(documents[index].text) for index in ranked.order]
     assert lengths[:17] == sorted(lengths, reverse=True)[:17]  # the model named as many of the last window
     assert sorted(ranked.order) == list(range(35))

@@ -154,13 +154,13 @@ def test_what_is_kept_stays_within_the_bound_of_the_retriever():
     context = store_of(none.retriever).context
     opening = len(context.tokenizer.opening(context.template))  # which is run once a retriever
     assert none.run("what?", TURNS) - opening == none.run("and what else?", TURNS) > 0
-    one = Watched(cache_bytes=60_000)
+    bounded = Watched(cache_bytes=60_000)
     lists = [[f"{name} says {text}" for text in TURNS] for name in "abc"]
     for texts in lists:
-        one.run("what?", texts)
-    assert 0 < held_texts(one.retriever)[1] <= 60_000
-    assert one.run("and what else?", lists[-1]) == 0
-    assert one.run("and what else?", lists[0]) > 0
+        bounded.run("what?", texts)
+    assert 0 < held_texts(bounded.retriever)[1] <= 60_000
+    assert bounded.run("and what else?", lists[-1]) == 0
+    assert bounded.run("and what else?", lists[0]) > 0
 
 
 def test_the_same_question_about_the_same_history_is_ranked_once(monkeypatch):
@@ -180,19 +180,19 @@ def test_the_same_question_about_the_same_history_is_ranked_once(monkeypatch):
 
 @pytest.mark.slow
 def test_many_threads_rank_their_own_conversations():
-    watched, found = Watched(), {}
+    watched, rankings = Watched(), {}
     lists = [[f"{name} says {text}" for text in TURNS[:5]] for name in "abcdefgh"]
 
     def ask(number):
         for end in range(2, 6):
-            found[number, end] = rank_history(watched.retriever, "who counts?", lists[number][:end])
+            rankings[number, end] = rank_history(watched.retriever, "who counts?", lists[number][:end])
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(lists))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for (number, end), ranking in found.items():
+    for (number, end), ranking in rankings.items():
         assert ranking == anew("late", "who counts?", lists[number][:end])
 
 
@@ -200,10 +200,10 @@ def test_many_threads_rank_their_own_conversations():
 def test_nothing_is_kept_of_a_retriever_that_is_gone():
     retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0), (2, 1)], mode="late")
     rank_history(retriever, "what?", TURNS)
-    held = weakref.ref(qrhead_rag.frameworks.conversation._of_scorer[retriever])
+    conversations = weakref.ref(qrhead_rag.frameworks.conversation._of_scorer[retriever])
     del retriever
     gc.collect()
-    assert held() is None
+    assert conversations() is None
 
 
 def test_windows_of_a_long_list_give_their_own_order():

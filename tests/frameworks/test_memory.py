@@ -88,8 +88,8 @@ def test_recent_messages_come_before_relevant_ones_and_bring_their_turns():
     messages = exchanges("old gold", "b", "c", "d")
     expected = {2: [0, 1, 2, 3, 6, 7], 3: [0, 1, 4, 5, 6, 7], 6: [2, 3, 4, 5, 6, 7]}
     for keep_last, kept in expected.items():
-        found = choose_messages(messages, "q", max_tokens=60, keep_last=keep_last, rank_turns=ranking("gold"))
-        assert found == kept
+        chosen = choose_messages(messages, "q", max_tokens=60, keep_last=keep_last, rank_turns=ranking("gold"))
+        assert chosen == kept
 
 
 def test_a_relevant_turn_that_does_not_fit_is_skipped_and_smaller_ones_follow():
@@ -150,9 +150,9 @@ def test_every_conversation_keeps_its_promises(seed):
     budget, keep_last = rng.choice([1, 30, 100, 300]), rng.choice([1, 2, 5])
 
     def rank_turns(query, texts):
-        places = list(range(len(texts)))
-        random.Random(seed).shuffle(places)
-        return places
+        order = list(range(len(texts)))
+        random.Random(seed).shuffle(order)
+        return order
 
     before = list(messages)
     kept = choose_messages(
@@ -160,12 +160,12 @@ def test_every_conversation_keeps_its_promises(seed):
     )
     assert messages == before
     assert kept == sorted(set(kept))
-    shown = set(kept)
+    kept_indices = set(kept)
     turns = split_turns(messages)
-    assert all(shown.issuperset(turn) or shown.isdisjoint(turn) for turn in turns), "a turn was torn"
+    assert all(kept_indices.issuperset(turn) or kept_indices.isdisjoint(turn) for turn in turns), "a turn was torn"
     always = {i for i, message in enumerate(messages) if message.role == "system"} | set(turns[-1] if turns else [])
-    assert always <= shown
-    if shown != always:
-        assert sum(messages[i].tokens for i in shown) <= budget
+    assert always <= kept_indices
+    if kept_indices != always:
+        assert sum(messages[i].tokens for i in kept_indices) <= budget
     calls = {call for i in kept for call in messages[i].calls}
     assert all(messages[i].answers in calls for i in kept if messages[i].answers), "a result without its call"

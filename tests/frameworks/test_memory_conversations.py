@@ -53,10 +53,10 @@ def test_trimming_by_relevance_keeps_what_trimming_to_the_last_turns_loses(score
         kept_by_recency += any(message is wanted[0] for message in recent)
         kept = trim_messages_by_relevance(messages, scorer=scorer, **options)
         assert count_tokens_approximately(kept) <= BUDGET
-        found = [message for message in kept if any(message is one for one in wanted)]
-        assert found in ([], wanted)
-        kept_by_relevance += bool(found)
-        lost += [] if found else [case["name"]]
+        kept_answer = [message for message in kept if any(message is other for other in wanted)]
+        assert kept_answer in ([], wanted)
+        kept_by_relevance += bool(kept_answer)
+        lost += [] if kept_answer else [case["name"]]
     assert kept_by_recency == 0
     assert kept_by_relevance >= KEPT_OF_TEN, f"lost in {lost}"
 
@@ -75,9 +75,9 @@ async def test_a_memory_keeps_it_too(scorer):
             ChatMessage(role=r, content=t) for pair in pairs for r, t in zip(("user", "assistant"), pair, strict=True)
         ]
         await memory.aput_messages([*history, ChatMessage(role="user", content=case["question"])])
-        shown = [message.content for message in await memory.aget()]
-        assert sum(len(tokens(text)) for text in shown) <= BUDGET
-        kept_of[case["name"]] = pairs[case["answer_turn"]][0] in shown
+        texts = [message.content for message in await memory.aget()]
+        assert sum(len(tokens(text)) for text in texts) <= BUDGET
+        kept_of[case["name"]] = pairs[case["answer_turn"]][0] in texts
         assert len(await memory.aget_all(None)) == 2 * TURNS - 1
         await memory.sql_store._async_engine.dispose()
     assert sum(kept_of.values()) >= KEPT_OF_TEN, kept_of

@@ -27,12 +27,12 @@ def build(project: Path, kind: str, folder: Path) -> Path:
 
 def required(lines: Iterable[str], extras: Iterable[str] = ()) -> dict[str, Requirement]:
     """Requirements that hold here, by normalized name."""
-    found = {}
+    requirements = {}
     for requirement in map(Requirement, lines):
         markers = [{"extra": extra} for extra in ("", *extras)]
         if requirement.marker is None or any(map(requirement.marker.evaluate, markers)):
-            found[normalized(requirement.name)] = requirement
-    return found
+            requirements[normalized(requirement.name)] = requirement
+    return requirements
 
 
 def normalized(name: str) -> str:

@@ -50,7 +50,7 @@ def test_what_matters_is_kept_in_order_as_the_same_messages(scorer):
     before = copy.deepcopy(messages)
     kept = trim(messages, scorer)
     assert kept == [*BEARS, *DOORS, QUESTION]
-    assert all(any(message is given for given in messages) for message in kept)
+    assert all(any(message is original for original in messages) for message in kept)
     assert messages == before
     turns = [f"{question.text} {answer.text}" for question, answer in zip(HISTORY[::2], HISTORY[1::2], strict=True)]
     assert [scorer.times_read(text) for text in [QUESTION.text, *turns]] == [1] * 6

@@ -76,19 +76,19 @@ def test_archived_messages_are_looked_through_and_the_store_is_not_changed(score
     assert {status: memory.get_all(status) for status in (None, *MessageStatus)} == before
 
 
-@pytest.mark.parametrize("given", ["tell me of clouds", user("tell me of clouds")])
-def test_a_given_input_is_the_query(scorer, given):
+@pytest.mark.parametrize("message", ["tell me of clouds", user("tell me of clouds")])
+def test_a_given_input_is_the_query(scorer, message):
     memory = memory_of([*HISTORY, user("and doors")], scorer)
-    assert texts(memory.get(given)) == texts([*BEARS, *CLOUDS, user("and doors")])
+    assert texts(memory.get(message)) == texts([*BEARS, *CLOUDS, user("and doors")])
     assert scorer.times_read("tell me of clouds") == 1
     assert scorer.times_read("and doors") == 0
 
 
-@pytest.mark.parametrize("given", [None, "", "  "])
-def test_without_input_the_last_user_message_with_text_is_the_query(scorer, given):
+@pytest.mark.parametrize("message", [None, "", "  "])
+def test_without_input_the_last_user_message_with_text_is_the_query(scorer, message):
     picture = ChatMessage(role="user", blocks=[ImageBlock(image=b"picture")])
     memory = memory_of([*HISTORY, user("and doors"), picture], scorer, image_token_size_estimate=1)
-    memory.get(given)
+    memory.get(message)
     assert scorer.times_read("and doors") == 2, "as a turn and as the query"
 
 

@@ -133,13 +133,13 @@ def a_file_in_the_way(cache):
 )
 def test_a_cache_that_cannot_be_written_is_named_with_the_variable_that_moves_it(cache, prepare, kind):
     prepare(cache)
-    raised, said = in_a_child(convert_here)
+    raised, message = in_a_child(convert_here)
     assert issubclass(raised, kind)
-    assert str(cache) in said
-    assert "set QRHEAD_CACHE to a folder that can be written" in said
+    assert str(cache) in message
+    assert "set QRHEAD_CACHE to a folder that can be written" in message
 
 
-def test_a_full_disk_is_said_as_such(cache):
+def test_a_full_disk_is_reported(cache):
     """A limit on the size of files stands in for it: the weights meet it first."""
     cache.mkdir(parents=True)
     cache.chmod(0o777)
@@ -148,10 +148,10 @@ def test_a_full_disk_is_said_as_such(cache):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
         return convert_here()
 
-    raised, said = in_a_child(limited)
+    raised, message = in_a_child(limited)
     assert issubclass(raised, OSError)
-    assert "File too large" in said
-    assert "set QRHEAD_CACHE" in said
+    assert "File too large" in message
+    assert "set QRHEAD_CACHE" in message
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 

@@ -147,8 +147,8 @@ def test_loading_says_nothing(folder):
         "after = transformers.utils.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()\n"
         "assert after == before\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_a_half_precision_checkpoint_is_float32_on_cpu(tmp_path):
 def test_device_map(folder):
     plain = QRRetriever.from_pretrained(folder, heads=HEADS, device="cpu")
     for device_map in ("auto", "cpu", {"": "cpu"}):
-        found = QRRetriever.from_pretrained(folder, heads=HEADS, device_map=device_map, dtype="float32")
-        assert found.score(QUERY, DOCUMENTS) == pytest.approx(plain.score(QUERY, DOCUMENTS), abs=1e-5)
+        mapped = QRRetriever.from_pretrained(folder, heads=HEADS, device_map=device_map, dtype="float32")
+        assert mapped.score(QUERY, DOCUMENTS) == pytest.approx(plain.score(QUERY, DOCUMENTS), abs=1e-5)
 
 
 def test_device_and_device_map_exclude_each_other(folder):
@@ -328,13 +328,13 @@ def test_two_at_once_convert_once(package, monkeypatch):
         whole(source, folder)
 
     monkeypatch.setattr(embedded_model, "_convert", slow)
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(load_embedded())) for _ in range(2)]
+    loaded = []
+    threads = [threading.Thread(target=lambda: loaded.append(load_embedded())) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 2
+    assert len(loaded) == 2
     assert len(package) == 1
 
 

@@ -55,9 +55,9 @@ def by_llama_index(retriever, number):
 
 
 def by_langchain(retriever, number):
-    query, documents = case(number)
-    given = [Document(page_content=text, id=str(n)) for n, text in enumerate(documents)]
-    return LangChainReranker(scorer=retriever, top_n=None), query, given
+    query, texts = case(number)
+    documents = [Document(page_content=text, id=str(n)) for n, text in enumerate(texts)]
+    return LangChainReranker(scorer=retriever, top_n=None), query, documents
 
 
 def of_nodes(nodes):
@@ -68,8 +68,8 @@ def of_documents(documents):
     return [d.metadata["relevance_score"] for d in sorted(documents, key=lambda document: int(document.id))]
 
 
-def assert_equal_scores(found, expected):
-    for scores, serial in zip(found, expected, strict=True):
+def assert_equal_scores(score_lists, expected):
+    for scores, serial in zip(score_lists, expected, strict=True):
         assert scores == pytest.approx(serial, abs=1e-6)
 
 

@@ -90,7 +90,7 @@ def test_a_truncated_document_is_explained_as_far_as_it_was_read(model, mode):
 def test_pieces_are_explained_where_they_stand(model, mode):
     long = Passage(text="".join(f"Ship {number} passes at night. " for number in range(60)), title="Log")
     ranking = rank(model, mode, [long, "Bread is baked."], piece_tokens=32)
-    explained = next(found for found in ranking.explain() if found.index == 0)
+    explained = next(passage for passage in ranking.explain() if passage.index == 0)
     assert sum(token.contribution for token in explained.tokens) == pytest.approx(explained.score, abs=1e-5)
     assert covered(explained, "text") == set(range(len(long.text)))
     text_tokens = [token for token in explained.tokens if token.part == "text"]

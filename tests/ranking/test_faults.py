@@ -104,17 +104,17 @@ def stopped(module, stop, at):
 
 def lock_is_free(retriever):
     """Whether another thread could go on."""
-    found = []
+    acquired = []
 
     def try_lock():
-        found.append(store_of(retriever).context.lock.acquire(timeout=5))
-        if found[0]:
+        acquired.append(store_of(retriever).context.lock.acquire(timeout=5))
+        if acquired[0]:
             store_of(retriever).context.lock.release()
 
     thread = threading.Thread(target=try_lock)
     thread.start()
     thread.join()
-    return found[0]
+    return acquired[0]
 
 
 def assert_as_fresh(retriever, fresh):
@@ -310,10 +310,10 @@ def test_a_recording_whose_progress_callback_fails_goes_on_where_it_stopped(mode
         record(retriever, examples, tmp_path / "stopped", fail)
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").iterdir()}
     assert len(made) == 3
-    found = [scores for _, scores in record(retriever, examples, tmp_path / "stopped")]
+    resumed = [scores for _, scores in record(retriever, examples, tmp_path / "stopped")]
     assert all(path.stat().st_mtime_ns == time for path, time in made.items())
     wanted = [scores for _, scores in record(retriever, examples, tmp_path / "whole")]
-    for scores, whole in zip(found, wanted, strict=True):
+    for scores, whole in zip(resumed, wanted, strict=True):
         torch.testing.assert_close(scores, whole, atol=1e-6, rtol=0)
 
 
@@ -400,14 +400,16 @@ def test_a_windowed_run_out_of_memory_goes_on_in_smaller_windows_and_says_so_onc
     wanted = windowed(small, QUERY, LONG)
     retriever = make(model, **options)
     with memory_for(model, tokens, error), pytest.warns(UserWarning, match="sliding windows") as caught:
-        found = retriever.rank(QUERY, LONG)
+        ranking = retriever.rank(QUERY, LONG)
     (warning,) = warnings_of_call(caught)
     assert warning.filename == __file__
     moved = 2 if stride is None else 5
     assert f"windows of 5 (memory ran out with 20), moved by {moved};" in str(warning.message)
-    assert [(one.index, one.score) for one in found] == [(one.index, one.score) for one in wanted]
-    assert found.windowed
-    assert [len(one.tokens) for one in found.explain()] == [len(one.tokens) for one in wanted.explain()]
+    assert [(ranked.index, ranked.score) for ranked in ranking] == [(ranked.index, ranked.score) for ranked in wanted]
+    assert ranking.windowed
+    assert [len(passage.tokens) for passage in ranking.explain()] == [
+        len(passage.tokens) for passage in wanted.explain()
+    ]
 
 
 def test_smaller_windows_begin_when_the_memory_of_the_failed_pass_is_given_back(model, narrow):

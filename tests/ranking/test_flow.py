@@ -88,8 +88,8 @@ def test_under_independent_a_token_is_held_once():
     layers = 1 + max(layer for layer, _ in HEADS)
     wanted = layers * 2 * config.num_key_value_heads * config.head_dim * 4
     offsets, null = 2 * 4, len(HEADS) * 4
-    _, held = held_by([encoded, list(store.cache)])
-    assert wanted * tokens <= held <= (wanted + offsets + 3 * null) * tokens
+    _, num_bytes = held_by([encoded, list(store.cache)])
+    assert wanted * tokens <= num_bytes <= (wanted + offsets + 3 * null) * tokens
     assert encoded.nbytes == (wanted + offsets + null) * tokens
     assert store.nbytes == (wanted + offsets + 2 * null) * tokens + store.opening.nbytes
 

@@ -40,8 +40,8 @@ def retriever(mode, family="llama", **options):
     return QRRetriever(tiny_model(family, **changes), tiny_tokenizer(), heads=HEADS, mode=mode, **options)
 
 
-def same(found, wanted, tolerance=1e-5):
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), atol=tolerance, rtol=0)
+def same(scores, wanted, tolerance=1e-5):
+    torch.testing.assert_close(torch.tensor(scores), torch.tensor(wanted), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -95,7 +95,7 @@ def test_extend_runs_only_what_follows_the_first_changed_token(monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 def test_remove_equals_a_list_without_it(mode):
     documents = [
-        Passage(text=text, id=str(place)) for place, text in enumerate(["a ship", "a lamp", "a ship", "a cat"])
+        Passage(text=text, id=str(index)) for index, text in enumerate(["a ship", "a lamp", "a ship", "a cat"])
     ]
     encoded = retriever(mode).encode(documents)
     encoded.score(QUERY)
@@ -104,9 +104,9 @@ def test_remove_equals_a_list_without_it(mode):
     same(encoded.score(QUERY), retriever(mode).score(QUERY, [documents[0], documents[3]]))
     with pytest.raises(KeyError, match="0 documents have the id 'none'"):
         encoded.remove("none")
-    for place, left in ((7, 2), (0, 0)):
-        with pytest.raises(IndexError, match=f"no document {place} in a list of {left}"):
-            encoded.remove(place)
+    for index, left in ((7, 2), (0, 0)):
+        with pytest.raises(IndexError, match=f"no document {index} in a list of {left}"):
+            encoded.remove(index)
         encoded = retriever(mode).encode([])
 
 
@@ -279,10 +279,10 @@ def test_more_queries_than_one_pass_takes(mode, monkeypatch):
     )
     encoded = asked.encode(DOCUMENTS)
     passes.clear()
-    found = encoded.rank_queries(queries)
+    rankings = encoded.rank_queries(queries)
     assert len(passes) > 1
     assert all(ids.shape[1] <= 200 for ids in passes)
-    for ranking, scores in zip(found, wanted, strict=True):
+    for ranking, scores in zip(rankings, wanted, strict=True):
         same([ranked.score for ranked in sorted(ranking, key=lambda ranked: ranked.index)], scores)
 
 
@@ -399,9 +399,9 @@ def test_a_list_whose_documents_another_context_cuts_elsewhere_is_refused(tmp_pa
     encoded.save(path)
     with pytest.raises(ValueError, match=r"with longest_piece \d+, the retriever has longest_piece \d+"):
         EncodedPassages.load(path, retriever("late", piece_tokens=pieces, context_length=1500))
-    with warnings.catch_warnings(record=True, action="always") as said:
+    with warnings.catch_warnings(record=True, action="always") as caught:
         loaded = EncodedPassages.load(path, short)
-    assert len(said) == len(encoded.truncated)
+    assert len(caught) == len(encoded.truncated)
     assert loaded.truncated == encoded.truncated
     assert loaded.score(QUERY) == encoded.score(QUERY)
 
@@ -439,13 +439,13 @@ def test_nbytes_is_what_the_tensors_take(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("places", [[0, 1], [-1, -1, -1]])
+@pytest.mark.parametrize("indices", [[0, 1], [-1, -1, -1]])
 @pytest.mark.slow
-def test_what_is_removed_leaves_memory(mode, places):
+def test_what_is_removed_leaves_memory(mode, indices):
     encoded = retriever(mode).encode(DOCUMENTS)
     encoded.score(QUERY)
-    for place in places:
-        encoded.remove(place)
+    for index in indices:
+        encoded.remove(index)
         if mode != "listwise":  # which forgets at the next query
             assert encoded.nbytes == pytest.approx(held_by(encoded)[1], rel=0.02)
     encoded.score(QUERY)
@@ -476,7 +476,7 @@ def test_what_is_removed_leaves_memory_whatever_came_before(mode, before, tmp_pa
 def test_a_pickled_ranking_grows_with_the_list_and_no_faster(mode):
     asked = retriever(mode)
     sizes = [
-        len(pickle.dumps(asked.rank(QUERY, [f"Ship {place} passed." for place in range(number)])))
+        len(pickle.dumps(asked.rank(QUERY, [f"Ship {index} passed." for index in range(number)])))
         for number in (10, 40)
     ]
     assert sizes[1] < 6 * sizes[0]
@@ -536,14 +536,14 @@ def test_a_list_is_read_by_some_threads_while_others_change_it(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ask", [lambda encoded: encoded.nbytes, lambda encoded: encoded.head_scores(QUERY)])
 def test_whoever_reads_a_list_waits_for_a_change_to_be_complete(mode, ask):
-    encoded, found = retriever(mode).encode(DOCUMENTS), []
-    thread = threading.Thread(target=lambda: found.append(ask(encoded)))
+    encoded, results = retriever(mode).encode(DOCUMENTS), []
+    thread = threading.Thread(target=lambda: results.append(ask(encoded)))
     with encoded._context.lock:
         thread.start()
         thread.join(0.1)
-        assert found == []
+        assert results == []
     thread.join()
-    assert len(found) == 1
+    assert len(results) == 1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -636,7 +636,7 @@ def test_the_cache_forgets_the_oldest_and_never_passes_its_bound():
 def test_queries_leave_no_tensors_behind():
     def tensors():
         gc.collect()
-        return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+        return sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
 
     for mode in MODES:
         asked = retriever(mode)

@@ -60,10 +60,10 @@ def test_rank_is_score_in_order(model, mode):
     scores, ranking = retriever.score(QUERY, DOCUMENTS), retriever.rank(QUERY, DOCUMENTS)
     assert all(type(score) is float for score in scores)
     assert len(set(scores)) == len(DOCUMENTS)
-    assert indices(ranking) == sorted(range(len(scores)), key=lambda place: -scores[place])
+    assert indices(ranking) == sorted(range(len(scores)), key=lambda index: -scores[index])
     # The first reading of a list asks the null query in the same pass, later ones do not: sums may round otherwise.
     assert [ranked.score for ranked in ranking] == pytest.approx(
-        [scores[place] for place in indices(ranking)], abs=1e-6
+        [scores[index] for index in indices(ranking)], abs=1e-6
     )
     assert (ranking.query, ranking.mode, ranking.windowed, ranking.truncated) == (QUERY, mode, False, ())
     by_index = {ranked.index: ranked.passage for ranked in ranking}
@@ -104,15 +104,15 @@ def test_order_of_the_list_cannot_matter(model, mode):
     scores = retriever.score(QUERY, DOCUMENTS)
     for seed in range(3):
         order = random.Random(seed).sample(range(5), 5)
-        shuffled = retriever.score(QUERY, [DOCUMENTS[place] for place in order])
-        assert shuffled == pytest.approx([scores[place] for place in order], abs=1e-6)
+        shuffled = retriever.score(QUERY, [DOCUMENTS[index] for index in order])
+        assert shuffled == pytest.approx([scores[index] for index in order], abs=1e-6)
 
 
 def test_layout_reversed_lays_the_list_in_the_other_way_round(model):
-    found = make(model, layout="reversed").score(QUERY, DOCUMENTS)
+    scores = make(model, layout="reversed").score(QUERY, DOCUMENTS)
     wanted = make(model).score(QUERY, DOCUMENTS[::-1])[::-1]
-    assert found == pytest.approx(wanted, abs=1e-6)
-    assert found != pytest.approx(make(model).score(QUERY, DOCUMENTS), abs=1e-4)
+    assert scores == pytest.approx(wanted, abs=1e-6)
+    assert scores != pytest.approx(make(model).score(QUERY, DOCUMENTS), abs=1e-4)
 
 
 @every_mode
@@ -154,15 +154,15 @@ def test_one_document(model, mode):
 @pytest.mark.slow
 def test_a_blank_document_comes_last_with_the_lowest_score(model, mode, blank):
     retriever = make(model, mode)
-    given = [blank, *DOCUMENTS, blank]
-    ranking = retriever.rank(QUERY, given)
-    scores = retriever.score(QUERY, given)
+    documents = [blank, *DOCUMENTS, blank]
+    ranking = retriever.rank(QUERY, documents)
+    scores = retriever.score(QUERY, documents)
     assert indices(ranking)[-2:] == [0, 6]
     assert scores[0] == scores[6] == min(scores[1:6])
     assert sorted(indices(ranking)) == list(range(7))
     without = retriever.score(QUERY, DOCUMENTS)
     assert scores[1:6] == pytest.approx(without, abs=1e-6), "a blank document changes nothing for the others"
-    heads = retriever.head_scores(QUERY, given)
+    heads = retriever.head_scores(QUERY, documents)
     assert torch.equal(heads[:, 0], heads[:, 1:6].amin(dim=1))
 
 
@@ -285,7 +285,7 @@ def test_pieces_read_a_document_that_is_longer_than_the_context_whole(model, mod
     retriever = make(model, mode, context_length=300, piece_tokens=64)
     ranking = retriever.rank(QUERY, [long, *DOCUMENTS])
     assert ranking.truncated == ()
-    explained = next(found for found in ranking.explain() if found.index == 0)
+    explained = next(passage for passage in ranking.explain() if passage.index == 0)
     assert explained.tokens[-1].end == len(long)
 
 
@@ -316,18 +316,18 @@ def test_the_document_named_is_the_callers(mode):
 
 @every_mode
 def test_nothing_of_the_callers_is_changed(model, mode):
-    given = [copy.deepcopy(document) for document in DOCUMENTS]
-    given.append({"text": "x", "metadata": {"nested": {"list": [1, {"deep": 2}]}}})
-    before = copy.deepcopy(given)
+    documents = [copy.deepcopy(document) for document in DOCUMENTS]
+    documents.append({"text": "x", "metadata": {"nested": {"list": [1, {"deep": 2}]}}})
+    before = copy.deepcopy(documents)
     retriever = make(model, mode)
-    ranking = retriever.rank(QUERY, given, top_n=3, order="original")
-    retriever.score(QUERY, given)
+    ranking = retriever.rank(QUERY, documents, top_n=3, order="original")
+    retriever.score(QUERY, documents)
     ranking.explain()
-    encoded = retriever.encode(given)
+    encoded = retriever.encode(documents)
     encoded.extend(["more"])
     encoded.remove(0)
-    assert given == before
-    assert [type(document) for document in given] == [type(document) for document in before]
+    assert documents == before
+    assert [type(document) for document in documents] == [type(document) for document in before]
 
 
 @every_mode
@@ -337,8 +337,8 @@ def test_nothing_of_the_callers_is_changed(model, mode):
         tuple,
         iter,
         UserList,
-        lambda given: (document for document in given),
-        lambda given: numpy.array(given, dtype=object),
+        lambda documents: (document for document in documents),
+        lambda documents: numpy.array(documents, dtype=object),
     ],
 )
 @pytest.mark.slow
@@ -391,12 +391,12 @@ def test_selection(model, mode):
     assert indices(retriever.rank(QUERY, DOCUMENTS, max_tokens=1)) == order[:1]
     assert indices(retriever.rank(QUERY, DOCUMENTS, max_tokens=10**6)) == order
     counts = dict(zip([2, 0, 1, 3, 4], [50, 20, 3, 4, 5], strict=True))
-    by_text = {retriever.rank(QUERY, DOCUMENTS)[order.index(place)].passage.content: n for place, n in counts.items()}
+    by_text = {retriever.rank(QUERY, DOCUMENTS)[order.index(index)].passage.content: n for index, n in counts.items()}
     wanted, left = [order[0]], 40 - counts[order[0]]
-    for place in order[1:]:
-        if counts[place] <= left:
-            wanted.append(place)
-            left -= counts[place]
+    for index in order[1:]:
+        if counts[index] <= left:
+            wanted.append(index)
+            left -= counts[index]
     assert indices(retriever.rank(QUERY, DOCUMENTS, max_tokens=40, token_counter=by_text.__getitem__)) == wanted
 
 
@@ -404,7 +404,7 @@ def test_the_budget_counts_with_the_models_tokenizer_by_default(model):
     retriever = make(model)
     order = indices(retriever.rank(QUERY, DOCUMENTS))
     passages = {ranked.index: ranked.passage for ranked in retriever.rank(QUERY, DOCUMENTS)}
-    budget = sum(retriever.count_tokens(passages[place].content) for place in order[:2])
+    budget = sum(retriever.count_tokens(passages[index].content) for index in order[:2])
     assert indices(retriever.rank(QUERY, DOCUMENTS, max_tokens=budget))[:2] == order[:2]
     assert order[1] not in indices(retriever.rank(QUERY, DOCUMENTS, max_tokens=budget - 1))
 
@@ -414,9 +414,9 @@ def test_rank_lists(model, mode):
     retriever = make(model, mode)
     lists = [DOCUMENTS, [], DOCUMENTS[:2]]
     queries = [QUERY, "What is baked?", "Where?"]
-    found = retriever.rank_lists(queries, lists, top_n=2)
+    rankings = retriever.rank_lists(queries, lists, top_n=2)
     alone = [retriever.rank(query, documents, top_n=2) for query, documents in zip(queries, lists, strict=True)]
-    assert [indices(ranking) for ranking in found] == [indices(ranking) for ranking in alone]
+    assert [indices(ranking) for ranking in rankings] == [indices(ranking) for ranking in alone]
     assert retriever.rank_lists([], []) == []
     with pytest.raises(ValueError, match="found 2 queries and 3 lists; expected as many queries as lists"):
         retriever.rank_lists(queries[:2], lists)
@@ -498,11 +498,11 @@ def test_many_threads_rank_as_one(model, mode):
     queries = [f"Who counts {number} ships?" for number in range(6)]
     wanted = [make(model, mode).score(query, DOCUMENTS) for query in queries]
     wanted_other = [make(model, mode, heads=[(0, 1)]).score(query, DOCUMENTS) for query in queries]
-    found, found_other = {}, {}
+    scores, other_scores = {}, {}
 
     def ask(number):
-        found[number] = retriever.score(queries[number], DOCUMENTS)
-        found_other[number] = other.score(queries[number], DOCUMENTS)
+        scores[number] = retriever.score(queries[number], DOCUMENTS)
+        other_scores[number] = other.score(queries[number], DOCUMENTS)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -510,8 +510,8 @@ def test_many_threads_rank_as_one(model, mode):
     for thread in threads:
         thread.join()
     for number in range(6):
-        assert found[number] == pytest.approx(wanted[number], abs=1e-5)
-        assert found_other[number] == pytest.approx(wanted_other[number], abs=1e-5)
+        assert scores[number] == pytest.approx(wanted[number], abs=1e-5)
+        assert other_scores[number] == pytest.approx(wanted_other[number], abs=1e-5)
 
 
 @every_mode
@@ -533,9 +533,9 @@ def test_no_mode_is_the_mode_of_the_heads(tmp_path):
     assert retriever.mode == "listwise"  # pairs on a model without a shipped set
     path = tmp_path / "heads.json"
     retriever.heads.model_copy(update={"mode": "late"}).save(path)
-    found_late = QRRetriever(model, tokenizer, heads=path)
-    assert (found_late.mode, found_late.rank("lamp", ["a lamp", "a boat"]).mode) == ("late", "late")
-    assert "mode='late'" in repr(found_late)
+    late = QRRetriever(model, tokenizer, heads=path)
+    assert (late.mode, late.rank("lamp", ["a lamp", "a boat"]).mode) == ("late", "late")
+    assert "mode='late'" in repr(late)
     assert QRRetriever(model, tokenizer, heads=path, mode="independent").mode == "independent"
 
 

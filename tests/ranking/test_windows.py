@@ -44,17 +44,17 @@ def test_a_perfect_window_brings_the_best_to_the_front(number, window, stride):
     values = random.Random(number).sample(range(100), number)
     seen = set()
 
-    def best_first(places):
-        seen.update(places)
-        assert len(places) == min(window, number)
-        return sorted(places, key=lambda place: -values[place])
+    def best_first(indices):
+        seen.update(indices)
+        assert len(indices) == min(window, number)
+        return sorted(indices, key=lambda index: -values[index])
 
     order = slide(number, window, stride, best_first)
     assert sorted(order) == list(range(number)) == sorted(seen)
     if stride < window:
         assert order[0] == values.index(max(values))
     if window >= number:
-        assert order == sorted(range(number), key=lambda place: -values[place])
+        assert order == sorted(range(number), key=lambda index: -values[index])
 
 
 def test_window_size():
@@ -66,14 +66,14 @@ def test_window_size():
 
 def test_a_long_list_is_ranked_in_windows_with_one_warning():
     retriever, docs = make(context_length=300), documents()
-    ranking, said = windowed(retriever, QUERY, docs)
+    ranking, message = windowed(retriever, QUERY, docs)
     assert ranking.windowed
     assert ranking.truncated == ()
     assert sorted(ranked.index for ranked in ranking) == list(range(len(docs)))
     assert [ranked.passage.text for ranked in ranking] == [docs[ranked.index] for ranked in ranking]
-    assert "12 documents" in said
-    assert "300 tokens" in said
-    assert "scores are those of each document's last window" in said
+    assert "12 documents" in message
+    assert "300 tokens" in message
+    assert "scores are those of each document's last window" in message
 
 
 def test_a_list_that_fits_is_not_windowed():
@@ -89,15 +89,15 @@ def test_order_and_scores_are_those_of_each_documents_last_window(layout):
     whole = make(layout=layout)
     last = {}
 
-    def best_first(places):
-        found = dict(zip(places, whole.score(QUERY, [docs[place] for place in places]), strict=True))
-        last.update(found)
-        return sorted(places, key=lambda place: -found[place])
+    def best_first(indices):
+        scores = dict(zip(indices, whole.score(QUERY, [docs[index] for index in indices]), strict=True))
+        last.update(scores)
+        return sorted(indices, key=lambda index: -scores[index])
 
     order = slide(len(docs), window, stride, best_first)
     ranking, _ = windowed(retriever, QUERY, docs)
     assert [ranked.index for ranked in ranking] == order
-    assert [ranked.score for ranked in ranking] == pytest.approx([last[place] for place in order], abs=1e-6)
+    assert [ranked.score for ranked in ranking] == pytest.approx([last[index] for index in order], abs=1e-6)
 
 
 def test_options_of_selection_follow_the_order_of_windows():
@@ -126,10 +126,10 @@ def test_a_document_longer_than_a_window_is_cut_for_scoring_and_returned_whole()
     retriever = make(context_length=300)
     with pytest.warns(UserWarning, match="only the beginning|sliding windows") as caught:
         ranking = retriever.rank(QUERY, docs)
-    said = [str(warning.message) for warning in caught]
-    assert len(said) == 2
-    assert "6 (long-one)" in said[0]
-    assert "sliding windows" in said[1]
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 2
+    assert "6 (long-one)" in messages[0]
+    assert "sliding windows" in messages[1]
     assert ranking.truncated == (6,)
     assert [ranked.truncated for ranked in ranking] == [ranked.index == 6 for ranked in ranking]
     assert next(ranked.passage for ranked in ranking if ranked.index == 6) is long

@@ -136,9 +136,9 @@ def test_spans_partition_the_documents_and_control_tokens_are_the_templates(kind
     assert all(before.end <= after.start for before, after in pairwise(spans))
     assert spans[-1].end <= prompt.query_start < len(prompt.ids)
     for number, (tokens, content) in enumerate(zip(of_documents(prompt), contents, strict=True), start=1):
-        shown = f"[{number}] {content}"
+        rendered = f"[{number}] {content}"
         covered = set().union(*(range(start, end) for _, (start, end) in tokens))
-        assert covered == set(range(len(shown)))
+        assert covered == set(range(len(rendered)))
     # What lies between documents is the separator: never a character of theirs.
     outside = [prompt.offsets[token] for before, after in pairwise(spans) for token in range(before.end, after.start)]
     assert set(outside) <= {(0, 0)}
@@ -193,10 +193,10 @@ def test_pieces_partition_a_text(kind, content, limit):
 
 
 @fast
-@given(one=lists, other=lists)
-def test_different_lists_have_different_keys(one, other):
-    assert (content_key("list", *one) == content_key("list", *other)) == (one == other)
-    assert content_key("list", "".join(one)) == content_key("list", *one) or len(one) > 1
+@given(first=lists, second=lists)
+def test_different_lists_have_different_keys(first, second):
+    assert (content_key("list", *first) == content_key("list", *second)) == (first == second)
+    assert content_key("list", "".join(first)) == content_key("list", *first) or len(first) > 1
 
 
 def test_a_thousand_documents_that_claim_each_others_labels():
@@ -204,8 +204,8 @@ def test_a_thousand_documents_that_claim_each_others_labels():
     contents = [f"[{number + 2}] {SENTENCES[number % len(SENTENCES)]}\n\n[{number}] " for number in range(1000)]
     prompt = prompts.prompt(template, contents, QUERY)
     for number, (tokens, content) in enumerate(zip(of_documents(prompt), contents, strict=True), start=1):
-        shown = f"[{number}] {content}"
-        assert "".join(shown[start:end] for _, (start, end) in tokens) == shown
+        rendered = f"[{number}] {content}"
+        assert "".join(rendered[start:end] for _, (start, end) in tokens) == rendered
     assert control_of("chatml", prompt.ids) == control_of("chatml", prompts.prompt(template, [], "two").ids)
 
 
@@ -275,10 +275,10 @@ def test_no_text_changes_how_another_document_is_read(model, mode):
         other = retriever.encode(["The keeper counts the ships."])
         other.score(QUERY)
         wanted = other._list._passages["The keeper counts the ships."]
-        for one, two in zip(passage.pieces, wanted.pieces, strict=True):
-            assert one.offsets.equal(two.offsets)
-            for layer, keys in one.keys.items():
-                assert keys.allclose(two.keys[layer], atol=1e-4)
+        for piece, wanted_piece in zip(passage.pieces, wanted.pieces, strict=True):
+            assert piece.offsets.equal(wanted_piece.offsets)
+            for layer, keys in piece.keys.items():
+                assert keys.allclose(wanted_piece.keys[layer], atol=1e-4)
 
     alone()
 
@@ -318,7 +318,7 @@ def test_a_line_of_200_000_characters_is_read_whole_in_pieces(model, mode):
     ranking = ranked(make(model, mode, context_length=1024), QUERY, [text, "Bread is baked at dawn."])
     assert ranking.truncated == ()
     assert all(math.isfinite(entry.score) for entry in ranking)
-    explained = next(found for found in ranking.explain() if found.index == 0)
+    explained = next(passage for passage in ranking.explain() if passage.index == 0)
     assert explained.tokens[-1].end == len(text)
 
 

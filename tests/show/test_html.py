@@ -59,7 +59,7 @@ def ranking(request):
 def test_every_document_is_a_card_in_rank_order_with_its_whole_text(ranking):
     page = Page(ranking.explain()._repr_html_())
     assert [score["text"] for score in page.of("qr-score")] == [f"{ranked.score:.4f}" for ranked in ranking]
-    assert [place["text"] for place in page.of("qr-place")] == ["1", "2", "3", "4", "5", "6"]
+    assert [rank["text"] for rank in page.of("qr-place")] == ["1", "2", "3", "4", "5", "6"]
     for name, ranked in zip(page.of("qr-name"), ranking, strict=True):
         assert name["text"].startswith(printable(ranked.passage.title or ""))
         assert f"index {ranked.index}" in name["text"]
@@ -142,7 +142,7 @@ def styles(page, name):
 
 def test_bars_begin_at_zero():
     def bars(*scores):
-        return styles(Page(cards_html("q", [Card(place, score) for place, score in enumerate(scores)])), "qr-bar")
+        return styles(Page(cards_html("q", [Card(index, score) for index, score in enumerate(scores)])), "qr-bar")
 
     def bar(start, width, colour):
         return f"margin-left: {start}; width: {width}; background-color: rgb{colour}"

@@ -53,7 +53,7 @@ MEASURE = """(document, window) => {
 def explained(index, score, text, contributions, *, title=None, id=None, read=None, truncated=False):
     """A passage whose text is cut into as many tokens of like length as there are contributions."""
     read = len(text) if read is None else read
-    cuts = [read * place // len(contributions) for place in range(len(contributions) + 1)] if contributions else []
+    cuts = [read * number // len(contributions) for number in range(len(contributions) + 1)] if contributions else []
     tokens = [
         TokenContribution(text[start:end], "text", start, end, contribution)
         for start, end, contribution in zip(cuts, cuts[1:], contributions, strict=False)
@@ -106,7 +106,7 @@ def painted(colours):
     return ground, blend(text, opacity * colours["opacity"], ground)
 
 
-def contrast(one, other):
+def contrast(first, second):
     """WCAG 2.2: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio"""
 
     def luminance(colour):
@@ -114,7 +114,7 @@ def contrast(one, other):
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    darker, lighter = sorted((luminance(one), luminance(other)))
+    darker, lighter = sorted((luminance(first), luminance(second)))
     return (lighter + 0.05) / (darker + 0.05)
 
 
@@ -199,8 +199,8 @@ def test_a_notebook_has_its_own_ground(dark):
 
 def test_two_explanations_on_a_page_look_as_each_alone():
     bare = "<!DOCTYPE html><body style='margin: 0'>"
-    one, other = EXPLANATION._repr_html_(), Explanation("Which?", EXPLANATION.passages[:3])._repr_html_()
-    first, second, both = (drawn(1200, False, bare + html, 4000)[0] for html in (one, other, one + other))
+    full, short = EXPLANATION._repr_html_(), Explanation("Which?", EXPLANATION.passages[:3])._repr_html_()
+    first, second, both = (drawn(1200, False, bare + html, 4000)[0] for html in (full, short, full + short))
     for name in ("cards", "bars", "texts", "shades"):
         looks = [[look(element) for element in layout[name]] for layout in (first, second, both)]
         assert looks[0] + looks[1] == looks[2]
