@@ -1,4 +1,4 @@
-"""How far a passage gets that says it is the best: prompt injection against each mode and readout, on the embedded model.
+"""How far a passage gets that says it is the best: prompt injection against every mode and readout, embedded model.
 
 For each question of the handbook a list of ten of its passages, the right ones among them; one of the others, drawn by
 seed, gets a sentence at its end. It stands last in the list, next to the query. Counted are the places it gains and the
@@ -120,7 +120,9 @@ def main() -> None:
             print(f"  {'wording':22} {'overtakes':>10} {'mean gain':>10} {'largest':>8}  (places of {LENGTH})")
             for name, summary in summaries.items():
                 overtakes = f"{summary['overtakes']} of {summary['lists']}"
-                print(f"  {name:22} {overtakes:>10} {summary['mean_gain']:>10} {summary['largest_gain']:>8}", flush=True)
+                print(
+                    f"  {name:22} {overtakes:>10} {summary['mean_gain']:>10} {summary['largest_gain']:>8}", flush=True
+                )
         modes[mode] = of_mode
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,6 @@ class PerPassage(ABC):
         self._store, self._context = store, store.context
         self._passages: dict[str, PassagePieces] = {}  # by content
         self._contents: dict[int, str] = {}  # by index in the list
-        self._listed: ListedPieces | None = None  # of the contents, until they change
         self._null: Tensor | None = None  # attention of the null query. Shape: (heads, tokens)
         self.truncated: frozenset[int] = frozenset()
 
@@ -92,9 +91,9 @@ class PerPassage(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what the passages keep, of where their tokens belong, and of what the null query found."""
-        of_list = sum(tensors.nbytes for tensors in (self._null, self._listed) if tensors is not None)
-        return of_list + sum(passage.nbytes for passage in self._passages.values())
+        """Bytes of what the passages keep, and of what the null query found."""
+        null = 0 if self._null is None else self._null.nbytes
+        return null + sum(passage.nbytes for passage in self._passages.values())
 
     def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
         """Never: a list may be of any length, and only one piece has to fit the context with the query."""
@@ -112,10 +111,8 @@ class PerPassage(ABC):
         texts = set(contents.values())
         left = {text: pieces for text, pieces in self._passages.items() if text in texts}
         null = self._null if list(contents.values()) == list(self._contents.values()) else None
-        listed = self._listed if contents == self._contents else None
         # At once, whatever interrupts.
-        self._null, self._listed = null, listed
-        self._contents, self._passages, self.truncated = contents, left, truncated
+        self._null, self._contents, self._passages, self.truncated = null, contents, left, truncated
 
     def run(self, show_progress: bool = False) -> None:
         """Encode the passages that no list of this retriever has encoded, those of like length together."""
@@ -154,7 +151,7 @@ class PerPassage(ABC):
         if not contents or not queries:
             return [Reading.of_nothing(context.readout, len(context.heads)) for _ in queries]
         self.run()
-        listed = self._listed = self._listed or ListedPieces.of(contents, self._passages)
+        listed = ListedPieces.of(contents, self._passages)
         position, readout = self._query_position(listed), context.readout
         answers = ask(
             readout,
@@ -167,7 +164,15 @@ class PerPassage(ABC):
         )
         self._null, labels = answers.null, dict.fromkeys(contents, CONSTANT_LABEL)
         return [
-            Reading(readout, by_head, listed.piece_of, listed.document_of_piece, listed.offsets, labels)
+            # Equal texts have equal scores: those of the first. Attention itself differs by the last bit.
+            Reading(
+                readout,
+                by_head[:, listed.first_alike],
+                listed.piece_of,
+                listed.document_of_piece,
+                listed.offsets,
+                labels,
+            )
             for by_head in answers.by_head
         ]
 
@@ -305,7 +310,6 @@ class Late(PerPassage):
         by_document: dict[int, list[Piece]] = {index: [] for index in self._contents}
         for index, piece in zip(document_of_piece, pieces, strict=True):
             by_document[index].append(piece)
-        self._listed = None
         self._passages = {text: PassagePieces(tuple(by_document[index])) for index, text in self._contents.items()}
         self._null = None
 

@@ -91,6 +91,7 @@ class ListedPieces:
         piece_of: piece of each token. Shape: (tokens,)
         document_of_piece: index of each piece's document. Shape: (pieces,)
         offsets: characters of each token, counted from its document's label. Shape: (tokens, 2)
+        first_alike: each token's place in the list, or in the first document of the same text. Shape: (tokens,)
     """
 
     pieces: tuple[Piece, ...]
@@ -98,6 +99,7 @@ class ListedPieces:
     piece_of: Tensor
     document_of_piece: Tensor
     offsets: Tensor
+    first_alike: Tensor
 
     @classmethod
     def of(cls, contents: Mapping[int, str], passages: Mapping[str, PassagePieces]) -> Self:
@@ -109,18 +111,19 @@ class ListedPieces:
         """
         listed = [(index, piece) for index, text in contents.items() for piece in passages[text].pieces]
         lengths = torch.tensor([len(piece.offsets) for _, piece in listed])
+        starts: dict[int, int] = {}  # the first token of each piece, where it stands first in the list
+        alike = []
+        for (_, piece), end in zip(listed, lengths.cumsum(0).tolist(), strict=True):
+            first = starts.setdefault(id(piece), end - len(piece.offsets))
+            alike.append(torch.arange(first, first + len(piece.offsets)))
         return cls(
             pieces=tuple(piece for _, piece in listed),
             positions=torch.cat([torch.arange(int(length)) for length in lengths]),
             piece_of=torch.arange(len(listed)).repeat_interleave(lengths),
             document_of_piece=torch.tensor([index for index, _ in listed]),
             offsets=torch.cat([piece.offsets for _, piece in listed]),
+            first_alike=torch.cat(alike),
         )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what says where the tokens belong; the pieces' own tensors are theirs."""
-        return sum(t.nbytes for t in (self.positions, self.piece_of, self.document_of_piece, self.offsets))
 
     def joined_keys(self) -> dict[int, Tensor]:
         """Keys of all pieces in one tensor a layer. Shape: (key heads, tokens, head size) each"""

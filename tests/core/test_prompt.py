@@ -144,8 +144,8 @@ def test_no_added_token_comes_from_a_callers_text(kind, text, part):
         assert tokenizer.decode(prompts.passage(hostile)[0]) == f"[1] {hostile}"
         return
     if part == "question":
-        ids, _ = prompts.question(template, hostile)
-        usual, _ = prompts.question(template, "one")
+        ids = prompts.question(template, hostile).ids
+        usual = prompts.question(template, "one").ids
         assert hostile in tokenizer.decode(ids)
     else:
         content = {"document": hostile, "title": f"{hostile}\ntext"}.get(part, content)

@@ -136,21 +136,29 @@ def test_any_function_of_query_and_texts_is_a_method(tmp_path, monkeypatch):
 def test_heads_and_modes_are_methods():
     asked = []
 
-    def load(heads, mode):
-        asked.append((heads, mode))
+    def load(heads, mode, readout):
+        asked.append((heads, mode, readout))
         return QRRetriever(tiny_model(), tiny_tokenizer(), heads="all" if heads == "all" else [(1, 0)])
 
     method = make_method("all", load_retriever=load)
     make_method("default@late", load_retriever=load)
     make_method("mine.json", load_retriever=load)
     make_method("C:heads.json@late", load_retriever=load)
-    assert asked == [("all", None), (None, "late"), ("mine.json", None), ("C:heads.json", "late")]
+    make_method("nq@evidence@listwise", load_retriever=load)
+    assert asked == [
+        ("all", None, None),
+        (None, "late", None),
+        ("mine.json", None, None),
+        ("C:heads.json", "late", None),
+        ("nq", "listwise", "evidence"),
+    ]
     ranked = method(BOATS.query, BOATS.documents)
     retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads="all")
     assert ranked.scores == pytest.approx(retriever.score(BOATS.query, BOATS.documents), abs=1e-6)
     assert ranked.order == by_score(ranked.scores, 3).order
-    with pytest.raises(ValueError, match="mode 'sideways'"):
-        make_method("all@sideways", load_retriever=load)
+    for name in ("all@sideways", "all@late@listwise", "all@evidence@evidence"):
+        with pytest.raises(ValueError, match="expected at most one mode"):
+            make_method(name, load_retriever=load)
 
 
 @pytest.fixture

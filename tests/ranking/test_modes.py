@@ -163,7 +163,7 @@ def test_independent_equals_one_pass_under_one_mask(family):
     pieces = [encoder.tokenizer.passage(text)[0] for text in texts]
     scores = []
     for query in (QUERY, "N/A"):
-        tail, read_from = encoder.tokenizer.question(encoder.template, query)
+        tail, read_from, _ = encoder.tokenizer.question(encoder.template, query)
         segments = [opening, *pieces, tail]
         ids = torch.tensor([[token for segment in segments for token in segment]])
         part = torch.arange(len(segments)).repeat_interleave(torch.tensor([len(segment) for segment in segments]))
@@ -226,7 +226,7 @@ def test_late_reads_the_stored_keys_of_the_model():
     with torch.no_grad():
         plain(torch.tensor([opening + piece]), use_cache=False)
         for query in (QUERY, "N/A"):
-            tail, read_from = encoder.tokenizer.question(encoder.template, query)
+            tail, read_from, _ = encoder.tokenizer.question(encoder.template, query)
             AttentionInterface.register("watched", lambda *args, **options: keep("query")(*args, **options))
             start = len(opening) + len(piece)
             positions = torch.cat([torch.arange(len(opening)), start + torch.arange(len(tail))])[None]

@@ -192,6 +192,19 @@ def test_equal_scores_keep_the_callers_order(model, mode):
     assert indices(retriever.rank(QUERY, same)) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("readout", ["published", "evidence"])
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
+def test_equal_texts_among_others_have_equal_scores(model, mode, readout):
+    """Attention to two copies differs by the last bit, depending on where in the list they stand."""
+    text, long = "The keeper counts the ships.", "Storms came twice. They broke the lamp. " * 12
+    documents = [text, "A cat slept.", long, *[f"The ships of day {day}." for day in range(7)], long, text, text]
+    retriever = make(model, mode, readout=readout, piece_tokens=64)
+    for query in (QUERY, "what broke?", "lamp"):
+        scores = retriever.score(query, documents)
+        assert scores[0] == scores[11] == scores[12]
+        assert scores[2] == scores[10]
+
+
 @every_mode
 @pytest.mark.parametrize("query", ["", "  \n"])
 def test_a_blank_query(model, mode, query):

@@ -173,8 +173,8 @@ def test_passages_and_questions_tokenized_alone_hold_no_control_token_of_the_cal
     ids, offsets = prompts.passage(content)
     assert control_of(kind, ids) == []
     assert set().union(*(range(start, end) for start, end in offsets)) == set(range(len(f"[1] {content}")))
-    ids, start = prompts.question(template, query)
-    usual, usual_start = prompts.question(template, "two")
+    ids, start, _ = prompts.question(template, query)
+    usual, usual_start, _ = prompts.question(template, "two")
     assert control_of(kind, ids) == control_of(kind, usual)
     assert start == usual_start
 
