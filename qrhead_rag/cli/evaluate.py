@@ -36,7 +36,7 @@ def evaluate(
         typer.Option(
             help="Comma-separated: random, bm25, embedding:FOLDER, all, default, the name of a shipped set, a .json "
             "head set, pairs like 17-3,18-6 (each of the last five perhaps with @ and a mode, @ and a readout, and "
-            "+bm25 or +embedding:FOLDER, whose order is fused with theirs), or "
+            "+bm25, +0.5*bm25 or +embedding:FOLDER, whose order is fused with theirs), or "
             "module:function of a query and texts that gives scores."
         ),
     ] = "random,bm25,all,default",

@@ -6,7 +6,8 @@
     all               every head of the model (In-Context Re-ranking, Chen et al., arXiv 2410.02642)
     HEADS             `default`, the name of a shipped set, a file ending in .json, or pairs like 17-3,18-6
     module:function   any function of a query and a list of texts that returns a score for each
-    HEADS+FIRST       the order of heads fused with that of bm25 or embedding:FOLDER (`fuse_ranks`)
+    HEADS+W*FIRST     the order of heads fused with that of bm25 or embedding:FOLDER, which weighs W (`fuse_ranks`);
+                      HEADS+FIRST is 1*FIRST
 
 Heads may name a mode and a readout, each after an @, as in `default@listwise@published`; the default is the head set's
 own.
@@ -16,7 +17,7 @@ import importlib
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast, get_args
 
 from qrhead_rag.core.heads import Mode, Readout, parse_heads
@@ -93,20 +94,29 @@ def make_methods(
     Raises:
         ValueError, ImportError: as `make_method`.
     """
-    parts = dict.fromkeys(part for name in names for part in fused_parts(name) or (name,))
+    fusions = {name: fusion for name in names if (fusion := parse_fusion(name))}
+    parts = dict.fromkeys([name for name in names if name not in fusions])
+    parts |= dict.fromkeys(part for fusion in fusions.values() for part in (fusion.heads, fusion.first_stage))
     methods = {part: cached_method(make_method(part, load_retriever=load_retriever, seed=seed)) for part in parts}
-    fused = {name: _fused(*(methods[part] for part in fused_parts(name))) for name in names if fused_parts(name)}
-    return {name: fused.get(name) or methods[name] for name in names}
+    return {name: _fused(fusions[name], methods) if name in fusions else methods[name] for name in names}
 
 
-def fused_parts(name: str) -> tuple[str, ...]:
-    """The two methods whose orders a name fuses; none for a name that is no fusion.
+class Fusion(NamedTuple):
+    """Two methods whose orders are fused, and the weight of the second."""
 
-    >>> fused_parts("default@late+bm25"), fused_parts("bm25")
-    (('default@late', 'bm25'), ())
+    heads: str
+    weight: float
+    first_stage: str
+
+
+def parse_fusion(name: str) -> Fusion | None:
+    """The fusion that a name stands for; None for a name that is none.
+
+    >>> parse_fusion("default@late+0.5*bm25")
+    Fusion(heads='default@late', weight=0.5, first_stage='bm25')
     """
-    parts = re.fullmatch(r"(.+)\+(bm25|embedding:.+)", name)
-    return parts.groups() if parts else ()
+    parts = re.fullmatch(r"(.+)\+(?:(\d*\.?\d+)\*)?(bm25|embedding:.+)", name)
+    return Fusion(parts[1], float(parts[2] or 1), parts[3]) if parts else None
 
 
 def make_method(
@@ -128,7 +138,7 @@ def make_method(
         ImportError: an extra, or the module of `module:function`, is not installed.
     """
     kind, _, rest = name.partition(":")
-    if fused_parts(name):
+    if parse_fusion(name):
         return make_methods([name], load_retriever=load_retriever, seed=seed)[name]
     if name == "random":
         return _random(seed)
@@ -212,9 +222,11 @@ def _from_retriever(retriever: QRRetriever) -> Method:
     return method
 
 
-def _fused(reranker: Method, first_stage: Method) -> Method:
+def _fused(fusion: Fusion, methods: Mapping[str, Method]) -> Method:
+    reranker, first_stage = methods[fusion.heads], methods[fusion.first_stage]
+
     def method(query: str, documents: Sequence[Passage]) -> Ranked:
-        fused = fuse_ranks(reranker(query, documents).order, first_stage(query, documents).scores, weight=1.0)
+        fused = fuse_ranks(reranker(query, documents).order, first_stage(query, documents).scores, fusion.weight)
         return Ranked(sorted(fused, key=lambda index: -fused[index]), [fused[index] for index in range(len(documents))])
 
     return method
