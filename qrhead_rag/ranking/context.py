@@ -9,15 +9,16 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from qrhead_rag.core.attention import HeadReader
-from qrhead_rag.core.heads import Head, Mode, Readout
+from qrhead_rag.core.heads import Head, Mode, Readout, readout_of
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import PromptTokenizer
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Selection
 from qrhead_rag.core.template import PromptTemplate
+from qrhead_rag.models.loading import LoadedModel
 from qrhead_rag.ranking.options import ListOptions
 
 _OURS = ("qrhead_rag.", "langchain_qrhead.", "llama_index.postprocessor.qrhead.")
@@ -86,6 +87,29 @@ class ListContext:
     context_length: int | None
     lock: threading.RLock
     identity: dict[str, Any]
+
+    @classmethod
+    def of_model(cls, loaded: LoadedModel, mode: Mode, options: ListOptions) -> Self:
+        """What the lists of a loaded model are encoded with."""
+        heads, config = loaded.heads.heads, loaded.model.config.get_text_config()
+        with loaded.lock:
+            return cls(
+                reader=HeadReader(loaded.model, heads),
+                tokenizer=PromptTokenizer(loaded.tokenizer),
+                template=PromptTemplate.for_tokenizer(loaded.tokenizer, options.instruction),
+                heads=heads,
+                mode=mode,
+                readout=options.readout or readout_of(loaded.heads, mode),
+                options=options,
+                context_length=options.context_length or getattr(config, "max_position_embeddings", None),
+                lock=loaded.lock,
+                identity={
+                    "model": loaded.name,
+                    "shape": list(loaded.shape),
+                    "heads": [list(head) for head in heads],
+                    "mode": mode,
+                },
+            )
 
     def file_identity(self) -> dict[str, Any]:
         """What has to be the same where a saved list is read."""

@@ -10,13 +10,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qrhead_rag.core.attention import HeadReader
-from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape, Readout, check_mode, readout_of
+from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape, Readout, check_mode
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
-from qrhead_rag.core.prompt import PromptTokenizer
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Order, Selection
-from qrhead_rag.core.template import PromptTemplate
 from qrhead_rag.models.loading import LoadedModel, load_model, share_model
 from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.context import ListContext, warn_of_truncation
@@ -122,27 +119,7 @@ class QRRetriever:
 
     def _set_up(self, loaded: LoadedModel, mode: Mode | None, options: ListOptions) -> None:
         self._loaded = loaded
-        mode = mode or loaded.heads.mode
-        config = loaded.model.config.get_text_config()
-        with loaded.lock:
-            context = ListContext(
-                reader=HeadReader(loaded.model, loaded.heads.heads),
-                tokenizer=PromptTokenizer(loaded.tokenizer),
-                template=PromptTemplate.for_tokenizer(loaded.tokenizer, options.instruction),
-                heads=loaded.heads.heads,
-                mode=mode,
-                readout=options.readout or readout_of(loaded.heads, mode),
-                options=options,
-                context_length=options.context_length or getattr(config, "max_position_embeddings", None),
-                lock=loaded.lock,
-                identity={
-                    "model": loaded.name,
-                    "shape": list(loaded.shape),
-                    "heads": [list(head) for head in loaded.heads.heads],
-                    "mode": mode,
-                },
-            )
-        self._context = context
+        self._context = context = ListContext.of_model(loaded, mode or loaded.heads.mode, options)
         self._store = ListStore(context, ByteCache(options.cache_bytes), Opening(context))
 
     @property
