@@ -156,7 +156,7 @@ class HeadSet(BaseModel):
             )
 
 
-DEFAULT_READOUTS: dict[Mode, Readout] = {"listwise": "published", "independent": "published", "late": "published"}
+DEFAULT_READOUTS: dict[Mode, Readout] = {"listwise": "published", "independent": "evidence", "late": "evidence"}
 """How the attention of heads becomes scores, where no measured head set says it (benchmarks/reports/readouts.md)."""
 
 
