@@ -31,7 +31,7 @@ ReadoutOption: TypeAlias = Annotated[
     Readout | None,
     typer.Option(
         help="How attention becomes scores: averaged over the query span and calibrated (published), or what each "
-        "token of the query finds beyond the null query (evidence); by default as the heads were found."
+        "token of the query finds beyond the instruction (evidence); by default as the heads were found."
     ),
 ]
 LayoutOption: TypeAlias = Annotated[

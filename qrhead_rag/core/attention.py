@@ -39,31 +39,20 @@ class Rows:
     Attributes:
         ids: the tokens.
         position: position of the first token.
-        read_from: the first row that is read; those before are only run.
-        read_to: the row after the last that is read; None reads to the end.
-        averaged: whether the mean of the rows is read, or each row by itself.
+        readings: rows, counted from the first token, whose mean is read: one reading each. None is one of all rows.
 
-    >>> Rows([17, 4, 9], position=60, read_from=1).num_readings  # the mean of rows 61 and 62
-    1
-    >>> Rows([17, 4, 9], position=60, read_from=1, averaged=False).num_readings
-    2
+    >>> Rows([17, 4, 9], position=60, readings=(range(0, 2), range(2, 3)))  # the mean of two rows, and the third
+    Rows(ids=[17, 4, 9], position=60, readings=(range(0, 2), range(2, 3)))
     """
 
     ids: Sequence[int]
     position: int
-    read_from: int = 0
-    read_to: int | None = None
-    averaged: bool = True
+    readings: tuple[range, ...] | None = None
 
     @property
-    def rows_read(self) -> range:
-        """The rows that are read, counted from the first token."""
-        return range(self.read_from, len(self.ids) if self.read_to is None else self.read_to)
-
-    @property
-    def num_readings(self) -> int:
-        """How many readings of the attention this part gives."""
-        return 1 if self.averaged else len(self.rows_read)
+    def rows_by_reading(self) -> tuple[range, ...]:
+        """The rows of each reading."""
+        return (range(len(self.ids)),) if self.readings is None else self.readings
 
 
 class HeadReader:
@@ -147,7 +136,7 @@ class HeadReader:
         hidden: int = 0,
         see_all: bool = False,
     ) -> Tensor:
-        """Attention of the selected heads from each part to the cached tokens: the mean of its rows, or row by row.
+        """Attention of the selected heads from each part to the cached tokens: the mean of some rows a reading.
 
         Parts share passes of so many rows that memory stays bounded; a part sees the cached tokens and itself, never
         another part. The cache is not changed.
@@ -236,14 +225,11 @@ def _rows_of_pass(parts: Sequence[Rows], device: torch.device) -> PassRows:
     lengths = torch.tensor([len(part.ids) for part in parts])
     part_of = torch.arange(len(parts)).repeat_interleave(lengths)  # (rows,)
     positions = torch.cat([torch.arange(len(part.ids)) + part.position for part in parts])
-    starts = [int(start) for start in lengths.cumsum(0) - lengths]
-    read = [[start + row for row in part.rows_read] for start, part in zip(starts, parts, strict=True)]
-    is_read = torch.zeros(len(part_of), dtype=torch.bool)
-    is_read[[row for rows in read for row in rows]] = True
-    readings = [  # the rows of each reading
-        reading
-        for part, rows in zip(parts, read, strict=True)
-        for reading in ([rows] if part.averaged else [[row] for row in rows])
+    starts = (lengths.cumsum(0) - lengths).tolist()
+    readings = [
+        [start + row for row in rows]
+        for start, part in zip(starts, parts, strict=True)
+        for rows in part.rows_by_reading
     ]
     averages = torch.zeros(len(readings), len(part_of), dtype=torch.bool)
     for number, rows in enumerate(readings):
@@ -251,6 +237,6 @@ def _rows_of_pass(parts: Sequence[Rows], device: torch.device) -> PassRows:
     return PassRows(
         positions=positions.to(device),
         same_part=(part_of[:, None] == part_of[None, :]).to(device),
-        is_read=is_read.to(device),
+        is_read=averages.any(dim=0).to(device),
         averages=(averages / averages.sum(dim=1, keepdim=True)).float().to(device),
     )

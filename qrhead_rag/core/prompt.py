@@ -315,7 +315,7 @@ class PromptTokenizer:
 def _tokens_of_query(offsets: Sequence[tuple[int, int]], end: int, query: str, query_span: Span) -> Span:
     """The tokens that hold characters of a query which ends at character `end`.
 
-    The whole query span where there are none, since some tokenizers drop characters that cannot be seen.
+    The last token before the control tokens where there are none: some tokenizers drop characters that cannot be seen.
     """
     own = [index for index, (first, last) in enumerate(offsets) if first < end and last > end - len(query)]
-    return Span(own[0], own[-1] + 1) if own else query_span
+    return Span(own[0], own[-1] + 1) if own else Span(query_span.end - 1, query_span.end)

@@ -10,10 +10,12 @@ Several heads: c is summed over them first, then masked and summed over tokens. 
 Re-ranking (Chen et al., arXiv 2410.02642, eq. 3 and 4), the heads those of QRHead (Zhang et al., arXiv 2506.09944,
 eq. 2).
 
-The readout `evidence` asks what each token of the query finds that the null query does not, and never counts against a
-document what a token lacks. With m(r, d) the attention of row r to all tokens of d, for each head h:
+The readout `evidence` asks what each token of the query finds in a document beyond what the document attracts anyhow,
+and never counts against it what a token lacks. The instruction stands before the query, so its rows do not know the
+query: they are the prior, and no null query has to run. With m(r, d) the attention of row r to all tokens of d, for
+each head h:
 
-    (4)  b_h(d) = mean over the rows of the null query's span of m_h(row, d)
+    (4)  b_h(d) = mean over the instruction's rows r of m_h(r, d)
     (5)  e_h(d) = mean over the query's own tokens r of max(m_h(r, d) - b_h(d), 0)
     (6)  s(d)   = sum over h of e_h(d) / sum over d' of e_h(d')                   (each head has one vote)
 
@@ -126,29 +128,29 @@ def pool_pieces(scores: Tensor, document_of: Tensor, num_documents: int) -> tupl
     return _sum_by_document(scores.where(counted, 0.0), document_of, num_documents)[..., :num_documents], counted
 
 
-def evidence(rows: Tensor, null_attention: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
+def evidence(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
     """Equation (5), shared among the tokens of each document: e(t), which sums over a document to e(d).
 
-    What a row finds in a document beyond the null is shared among the document's tokens in proportion to what the row
-    finds in each of them beyond the null.
+    What a row finds in a document beyond the prior is shared among the document's tokens in proportion to what the row
+    finds in each of them beyond the prior.
 
     Args:
         rows: attention of each of the query's own tokens. Shape: (heads, rows, tokens)
-        null_attention: a(t | null query). Shape: (heads, tokens)
+        prior: attention of the instruction, the mean of its rows. Shape: (heads, tokens)
         document_of: index of each token's document, or OUTSIDE. Shape: (tokens,)
         num_documents: documents in the list.
 
     Returns:
         Shape: (heads, tokens)
 
-    >>> rows, null = torch.tensor([[[0.5, 0.25, 0.0], [0.0, 0.0, 0.5]]]), torch.tensor([[0.25, 0.25, 0.25]])
-    >>> evidence(rows, null, torch.tensor([0, 0, 1]), 2).tolist()  # row 0 finds .25 in document 0, row 1 .25 in 1
+    >>> rows, prior = torch.tensor([[[0.5, 0.25, 0.0], [0.0, 0.0, 0.5]]]), torch.tensor([[0.25, 0.25, 0.25]])
+    >>> evidence(rows, prior, torch.tensor([0, 0, 1]), 2).tolist()  # row 0 finds .25 in document 0, row 1 .25 in 1
     [[0.125, 0.0, 0.125]]
     """
     bin_of = _bins(document_of, num_documents)
     by_head = []
-    for head_rows, null in zip(rows, null_attention, strict=True):  # one at a time: memory of one head's rows
-        beyond = head_rows - null  # (rows, tokens)
+    for head_rows, head_prior in zip(rows, prior, strict=True):  # one at a time: memory of one head's rows
+        beyond = head_rows - head_prior  # (rows, tokens)
         gains = _sum_by_document(beyond, document_of, num_documents).clamp(min=0)  # (rows, documents + 1)
         gains[:, num_documents:] = 0.0
         beyond = beyond.clamp(min=0)

@@ -16,15 +16,18 @@ class Answers(NamedTuple):
 
     Attributes:
         by_head: of each query, what its `Reading` takes. Shape: each (heads, tokens)
-        null: attention of the null query, for later queries. Shape: (heads, tokens)
+        null: attention of the null query, for later queries; None where the readout needs none. Shape: (heads, tokens)
     """
 
     by_head: list[Tensor]
-    null: Tensor
+    null: Tensor | None
 
 
 def rows_to_read(readout: Readout, ids: Sequence[int], position: int, query_start: int, query_tokens: Span) -> Rows:
-    """The rows of a query that a readout reads: the mean of its span, or each of its own tokens.
+    """The rows of a query that a readout reads.
+
+    Under `published` the mean of the query span; under `evidence` the mean of the instruction, which stands before the
+    query, then each of the query's own tokens.
 
     Args:
         readout: of the list.
@@ -34,41 +37,42 @@ def rows_to_read(readout: Readout, ids: Sequence[int], position: int, query_star
         query_tokens: the query's own tokens in `ids`.
     """
     if readout == "published":
-        return Rows(ids, position, query_start)
-    return Rows(ids, position, query_tokens.start, query_tokens.end, averaged=False)
+        return Rows(ids, position, (range(query_start, len(ids)),))
+    own = (range(row, row + 1) for row in range(*query_tokens))
+    # What follows the query is not run: no row that is read sees it.
+    return Rows(ids[: query_tokens.end], position, (range(query_start, query_tokens.start), *own))
 
 
 def ask(
     readout: Readout,
     attend: Callable[[Sequence[Rows]], Tensor],
     queries: Sequence[Rows],
-    null_query: Rows,
+    null_query: Callable[[], Rows],
     null: Tensor | None,
     piece_of: Tensor,
     num_pieces: int,
 ) -> Answers:
-    """Read some queries, which share passes; the first time, the null query shares one of them.
+    """Read some queries, which share passes.
+
+    Under `published` the null query shares one of them the first time; `evidence` needs none.
 
     Args:
         readout: what is read.
         attend: gives the attention of the selected heads to the list. Shape: (heads, readings, tokens)
         queries: as `rows_to_read` gives them.
-        null_query: the mean of its span.
+        null_query: gives the mean of its span.
         null: attention of the null query, if it is known. Shape: (heads, tokens)
         piece_of: index of each token's piece, or OUTSIDE. Shape: (tokens,)
         num_pieces: pieces of the list.
     """
     if readout == "published":
-        attention = attend(queries if null is not None else [*queries, null_query]).cpu()  # (heads, parts, tokens)
+        attention = attend(queries if null is not None else [*queries, null_query()]).cpu()  # (heads, parts, tokens)
         null = attention[:, -1].clone() if null is None else null
         return Answers([calibrate(attention[:, number], null) for number in range(len(queries))], null)
     by_head: list[Tensor] = []
-    for group in group_parts(queries if null is not None else [null_query, *queries]):
+    for group in group_parts(queries):
         attention = attend(group)  # row by row: those of one pass at a time
-        by_part = list(attention.split_with_sizes([part.num_readings for part in group], dim=1))
-        if null is None:
-            null = by_part.pop(0)[:, 0].cpu()
-        null_on_device, piece_on_device = null.to(attention.device), piece_of.to(attention.device)
-        by_head += [evidence(rows, null_on_device, piece_on_device, num_pieces).cpu() for rows in by_part]
-    assert null is not None  # there is at least one query
-    return Answers(by_head, null)
+        piece_on_device = piece_of.to(attention.device)
+        for rows in attention.split_with_sizes([len(part.rows_by_reading) for part in group], dim=1):
+            by_head.append(evidence(rows[:, 1:], rows[:, 0], piece_on_device, num_pieces).cpu())
+    return Answers(by_head, None)

@@ -111,7 +111,7 @@ class ListwiseList:
             context.readout,
             attend,
             [self._rows(context.readout, prompt) for prompt in prompts],
-            self._rows("published", layout.prompt(NULL_QUERY)),
+            lambda: self._rows(context.readout, layout.prompt(NULL_QUERY)),
             self._null,
             piece_of,
             len(indices),

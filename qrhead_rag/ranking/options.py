@@ -29,7 +29,7 @@ class ListOptions(BaseModel):
             conversations, where memories use it; 0 keeps nothing.
         key_dtype: how `late` stores keys.
         readout: "published" (calibrated attention, averaged over the query span) or "evidence" (what each token of the
-            query finds beyond the null query); None is the readout in which the heads were found.
+            query finds beyond the instruction before it); None is the readout in which the heads were found.
 
     >>> ListOptions(piece_tokens=128).batch_tokens
     4096

@@ -157,7 +157,7 @@ class PerPassage(ABC):
             readout,
             lambda parts: self._attention(parts, listed),
             [self._rows(readout, query, position) for query in queries],
-            self._rows("published", NULL_QUERY, position),
+            lambda: self._rows(readout, NULL_QUERY, position),
             self._null,
             listed.piece_of,
             len(listed.pieces),

@@ -38,7 +38,7 @@ def test_read_equals_eager_output_attentions(family, chunk):
     reader = HeadReader(model, HEADS)
     cache = reader.prefill(documents, chunk=chunk)
     read_from = 2
-    attention = reader.read(cache, [Rows(part, PREFIX, read_from) for part in parts])
+    attention = reader.read(cache, [Rows(part, PREFIX, (range(read_from, len(part)),)) for part in parts])
     for number, part in enumerate(parts):
         weights = eager_attention(model, torch.cat([documents, torch.tensor([part])], dim=1))
         wanted = torch.stack([weights[layer, head, PREFIX + read_from :, :PREFIX].mean(0) for layer, head in HEADS])

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from qrhead_rag import HeadSet
 from qrhead_rag.core.heads import (
+    DEFAULT_READOUTS,
     EMBEDDED_MODEL,
     ModelShape,
     choose_heads,
@@ -165,7 +166,7 @@ def test_the_embedded_models_heads():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_embedded_model_has_a_default_and_a_shallow_set_for_each_mode(mode):
     default = find_shipped(EMBEDDED_MODEL, mode)
-    assert (default.name, default.mode, default.task) == ("default", mode, "hotpotqa+nq")
+    assert (default.name, default.mode, default.readout) == ("default", mode, DEFAULT_READOUTS[mode])
     shallow = find_shipped(EMBEDDED_MODEL, mode, "shallow")
     assert (shallow.mode, shallow.max_layer <= 9) == (mode, True)
 

@@ -76,9 +76,10 @@ def test_a_list_ranked_by_score_is_tokenized_once_too(counted):
     assert counted(retriever, lambda: retriever.head_scores("which one?", DOCUMENTS)) < CHARACTERS / 4
 
 
-def test_under_independent_a_token_is_held_once():
+@pytest.mark.parametrize("readout", ["published", "evidence"])
+def test_under_independent_a_token_is_held_once(readout):
     """By the retriever's cache and a list together: layers x 2 x key heads x head size x 4 bytes, and little more."""
-    retriever = make("independent")
+    retriever = make("independent", readout=readout)
     encoded = retriever.encode(DOCUMENTS)
     encoded.rank(QUERY)
     retriever.rank(QUERY, DOCUMENTS)
@@ -87,7 +88,7 @@ def test_under_independent_a_token_is_held_once():
     tokens = sum(len(store.context.tokenizer.passage(text)[0]) for text in DOCUMENTS)
     layers = 1 + max(layer for layer, _ in HEADS)
     wanted = layers * 2 * config.num_key_value_heads * config.head_dim * 4
-    offsets, null = 2 * 4, len(HEADS) * 4
+    offsets, null = 2 * 4, len(HEADS) * 4 if readout == "published" else 0
     _, num_bytes = held_by([encoded, list(store.cache)])
     assert wanted * tokens <= num_bytes <= (wanted + offsets + 3 * null) * tokens
     assert encoded.nbytes == (wanted + offsets + null) * tokens

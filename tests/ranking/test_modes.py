@@ -154,9 +154,8 @@ def test_what_is_not_in_the_list_does_not_matter(mode):
 @pytest.mark.slow
 def test_independent_equals_one_pass_under_one_mask(family):
     """The same attention pattern written as one 4-D mask over one sequence, in the model's own eager attention."""
-    asked = retriever(
-        "independent", family, changes={"sliding_window": 4096} if "sliding_window" in FAMILIES[family] else {}
-    )
+    changes = {"sliding_window": 4096} if "sliding_window" in FAMILIES[family] else {}
+    asked = retriever("independent", family, readout="published", changes=changes)
     encoder = store_of(asked).context
     texts = ["The keeper counts the ships.", "Storms came twice.", "A cat."]
     opening = encoder.tokenizer.opening(encoder.template)
@@ -200,7 +199,7 @@ def test_independent_equals_one_pass_under_one_mask(family):
 
 def test_late_reads_the_stored_keys_of_the_model():
     """One document, scored by hand from the plain model's queries and keys."""
-    asked = retriever("late")
+    asked = retriever("late", readout="published")
     encoder, seen = store_of(asked).context, {}
     text = "The keeper counts the ships."
     opening, piece = encoder.tokenizer.opening(encoder.template), encoder.tokenizer.passage(text)[0]

@@ -1,4 +1,4 @@
-"""The readout `evidence`: what each of the query's own tokens finds in a document beyond the null query."""
+"""The readout `evidence`: what each of the query's own tokens finds in a document beyond the instruction before it."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch
 from qrhead_rag import HeadSet, QRRetriever
 from qrhead_rag.core.attention import HeadReader, Rows
 from qrhead_rag.core.heads import DEFAULT_READOUTS
-from qrhead_rag.core.prompt import NULL_QUERY
 from qrhead_rag.ranking.asking import group_parts
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.store import store_of
@@ -34,13 +33,13 @@ def close(actual, expected, tolerance=1e-6):
     torch.testing.assert_close(torch.tensor(actual), torch.tensor(expected), atol=tolerance, rtol=tolerance)
 
 
-def votes_by_hand(rows, null, spans):
+def votes_by_hand(rows, prior, spans):
     """Equations (4) to (6), a number at a time. Shape: (heads, rows, tokens) and (heads, tokens) -> (heads, documents)"""
     by_head = []
-    for head_rows, head_null in zip(rows.tolist(), null.tolist(), strict=True):
+    for head_rows, head_prior in zip(rows.tolist(), prior.tolist(), strict=True):
         evidence = []
         for span in spans:
-            attracted = sum(head_null[token] for token in span)
+            attracted = sum(head_prior[token] for token in span)
             gains = [max(sum(row[token] for token in span) - attracted, 0.0) for row in head_rows]
             evidence.append(sum(gains) / len(gains))
         by_head.append([value / sum(evidence) for value in evidence])
@@ -52,17 +51,21 @@ def test_listwise_evidence_by_hand():
     context = store_of(asked).context
     texts = [document for document in DOCUMENTS if isinstance(document, str) and document]
     prompt = context.tokenizer.prompt(context.template, texts, QUERY)
-    null_prompt = context.tokenizer.prompt(context.template, texts, NULL_QUERY)
     start = prompt.query_start
     own = prompt.query_tokens
     tokens = asked.tokenizer.decode(prompt.ids[own.start : own.end])
     assert tokens.strip() == QUERY
     reader = HeadReader(asked.model, HEADS)
     cache = reader.prefill(torch.tensor([prompt.ids[:start]]))
-    row_by_row = [Rows(prompt.ids[start : row + 1], start, row - start) for row in range(own.start, own.end)]
-    rows = torch.stack([reader.read(cache, [row])[:, 0] for row in row_by_row], dim=1)  # each in a pass of its own
-    null = reader.read(cache, [Rows(null_prompt.ids[start:], start)])[:, 0]
-    expected = votes_by_hand(rows, null, [range(*span) for span in prompt.documents])
+
+    def row(index):  # in a pass of its own that ends with it
+        return reader.read(
+            cache, [Rows(prompt.ids[start : index + 1], start, (range(index - start, index - start + 1),))]
+        )
+
+    rows = torch.cat([row(index) for index in range(own.start, own.end)], dim=1)
+    prior = torch.cat([row(index) for index in range(start, own.start)], dim=1).mean(dim=1)
+    expected = votes_by_hand(rows, prior, [range(*span) for span in prompt.documents])
     torch.testing.assert_close(asked.head_scores(QUERY, texts), torch.tensor(expected), atol=1e-5, rtol=0)
     close(asked.score(QUERY, texts), torch.tensor(expected).sum(dim=0).tolist(), 1e-5)
 
