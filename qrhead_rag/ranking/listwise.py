@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from qrhead_rag.core.attention import Rows
@@ -22,6 +21,7 @@ from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.scoring import OUTSIDE, check_finite, document_of_tokens
 from qrhead_rag.ranking.asking import ask, rows_to_read
 from qrhead_rag.ranking.context import check_length
+from qrhead_rag.ranking.progress import progress_bar
 from qrhead_rag.ranking.store import ListStore
 
 
@@ -168,8 +168,8 @@ class ListwiseList:
             crop(cache, common)
         if ids[common:]:
             missing, chunk = torch.tensor([ids[common:]]), self._context.options.prefill_tokens
-            with tqdm(total=missing.numel(), desc="encoding", unit="token", disable=not show_progress) as bar:
-                cache = self._context.reader.prefill(missing, cache, chunk, bar.update)
+            with progress_bar(missing.numel(), "encoding", "token", show_progress) as advance:
+                cache = self._context.reader.prefill(missing, cache, chunk, advance)
         assert cache is not None  # a prompt has at least one token before its query span
         self._cache, self._ids = cache, ids
         return cache

@@ -17,7 +17,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from qrhead_rag.core.attention import Rows
 from qrhead_rag.core.heads import Readout
@@ -38,6 +37,7 @@ from qrhead_rag.ranking.pieces import (
     check_saved_pieces,
     pieces_of_saved,
 )
+from qrhead_rag.ranking.progress import progress_bar
 from qrhead_rag.ranking.store import ListStore
 
 _LABEL_TOKENS = 8  # by which the number of a text's tokens may change where a label stands before it, generously
@@ -129,11 +129,11 @@ class PerPassage(ABC):
         to_run = self._cut(missing)
         pieces: dict[str, dict[int, Piece]] = {text: {} for text in missing}
         total = sum(len(piece.ids) for piece in to_run)
-        with tqdm(total=total, desc="encoding", unit="token", disable=not show_progress) as bar:
+        with progress_bar(total, "encoding", "token", show_progress) as advance:
             for batch in batches(to_run, self._context.options.batch_tokens, opening):
                 for piece, encoded in zip(batch, self._encode(batch), strict=True):
                     pieces[piece.text][piece.number] = encoded
-                    bar.update(len(piece.ids))
+                    advance(len(piece.ids))
         for text, by_number in pieces.items():
             passage = PassagePieces(tuple(by_number[number] for number in sorted(by_number)))
             self._passages[text] = passage

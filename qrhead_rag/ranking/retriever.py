@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape, Readout, check_mode
@@ -20,6 +19,7 @@ from qrhead_rag.ranking.context import ListContext, warn_of_truncation
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.modes import known_list, read_list
 from qrhead_rag.ranking.options import Layout, ListOptions
+from qrhead_rag.ranking.progress import progress_bar
 from qrhead_rag.ranking.result import Ranking, blank_lowest
 from qrhead_rag.ranking.store import ListStore, Opening
 from qrhead_rag.ranking.windows import rank_in_windows
@@ -289,8 +289,12 @@ class QRRetriever:
         if isinstance(queries, str) or len(queries) != len(lists):
             count = "one string" if isinstance(queries, str) else f"{len(queries)} queries"
             raise ValueError(f"found {count} and {len(lists)} lists; expected as many queries as lists")
-        pairs = tqdm(zip(queries, lists, strict=True), total=len(queries), desc="ranking", disable=not show_progress)
-        return [self.rank(query, documents, **options) for query, documents in pairs]
+        rankings: list[Ranking] = []
+        with progress_bar(len(queries), "ranking", "list", show_progress) as advance:
+            for query, documents in zip(queries, lists, strict=True):
+                rankings.append(self.rank(query, documents, **options))
+                advance(1)
+        return rankings
 
     def rank_batch(self, queries: Sequence[str], lists: Sequence[Iterable[Document]], **options: Any) -> list[Ranking]:
         """The former name of `rank_lists`."""

@@ -16,6 +16,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.postprocessor.qrhead import QRHeadMemory
 from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranker
+from tqdm.auto import tqdm
 
 from qrhead_rag import QRRetriever
 from tests.helpers.modes import MODES
@@ -198,3 +199,20 @@ def test_threads_trim_their_own_conversations():
         assert all(message in conversation(number) for message in kept)
     with ThreadPoolExecutor(THREADS) as pool:
         assert list(pool.map(work, range(THREADS), [shared] * THREADS)) == alone
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_bar_that_hangs_in_another_thread_holds_up_no_ranking_without_one(mode):
+    """An interrupted bar may leave tqdm's lock taken, and with it every tqdm that is made, also a disabled one."""
+    retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0)], mode=mode)
+    done = threading.Event()
+
+    def work():
+        retriever.rank_lists(["who?"], [["The keeper counts.", "A cat slept."]])
+        done.set()
+
+    with tqdm.get_lock():
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        assert done.wait(60)
+    thread.join()
