@@ -178,7 +178,8 @@ class QRRetriever:
         return self._loaded.shape
 
     def __repr__(self) -> str:
-        return f"QRRetriever({self.model_name!r}, heads={self.heads.name!r}, mode={self.mode!r})"
+        settings = f"heads={self.heads.name!r}, mode={self.mode!r}, readout={self.readout!r}"
+        return f"QRRetriever({self.model_name!r}, {settings})"
 
     def score(self, query: str, documents: Iterable[Document]) -> list[float]:
         """Scores in the order given; a blank document gets the lowest of the list. They compare within this list only.
