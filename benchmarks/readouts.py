@@ -69,7 +69,7 @@ def evidence_of(rows: Tensor, prior: Tensor, masses: Masses, num_documents: int)
     gains = (rows - prior[:, None]).clamp(min=0).mean(dim=1)  # (heads, pieces)
     scores = pool_pieces(gains, masses.piece_document, num_documents)[0]  # (heads, documents)
     totals = scores.sum(dim=-1, keepdim=True)
-    return (scores / totals.where(totals > 0, 1.0)).sum(dim=0)
+    return (scores / totals.where(totals > 0, 1.0)).mean(dim=0)
 
 
 Variant = Callable[[dict[str, Masses], int], Tensor]

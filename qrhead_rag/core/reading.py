@@ -65,7 +65,8 @@ class Reading:
     def head_scores(self, num_documents: int) -> Tensor:
         """s(d) of each head alone. Shape: (heads, documents)
 
-        Under `evidence` they add up to the scores; under `published` each head is masked by itself, and they do not.
+        Under `evidence` the scores are their mean; under `published` each head is masked by itself, and they add up to
+        the scores but for the masks.
         """
         scores_of = self._published if self.readout == "published" else self._votes
         return scores_of(self.by_head, num_documents)[0]
@@ -75,7 +76,7 @@ class Reading:
         if self.readout == "published":
             scores, contributions = self._published(self.by_head.sum(dim=0), num_documents)
         else:
-            scores, contributions = (by_head.sum(dim=0) for by_head in self._votes(self.by_head, num_documents))
+            scores, contributions = (by_head.mean(dim=0) for by_head in self._votes(self.by_head, num_documents))
         document_of = self.document_of_piece[self.piece_of].where(self.piece_of != OUTSIDE, OUTSIDE)  # (tokens,)
         order = document_of.argsort(stable=True)
         sizes = torch.bincount(document_of - OUTSIDE, minlength=num_documents + 1).tolist()  # those of none first
@@ -91,7 +92,7 @@ class Reading:
         return self._pooled(masked(calibrated, self.piece_of, len(self.document_of_piece)), num_documents)
 
     def _votes(self, by_head: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
-        """Equation (6) before its sum. Shape: (heads, documents) and (heads, tokens)"""
+        """Equation (6) before its mean. Shape: (heads, documents) and (heads, tokens)"""
         return votes(*self._pooled(by_head, num_documents))
 
     def _pooled(self, contributions: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:

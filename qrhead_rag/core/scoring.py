@@ -17,7 +17,7 @@ each head h:
 
     (4)  b_h(d) = mean over the instruction's rows r of m_h(r, d)
     (5)  e_h(d) = mean over the query's own tokens r of max(m_h(r, d) - b_h(d), 0)
-    (6)  s(d)   = sum over h of e_h(d) / sum over d' of e_h(d')                   (each head has one vote)
+    (6)  s(d)   = mean over h of e_h(d) / sum over d' of e_h(d')                  (each head has one vote)
 
 Raw scores compare within one list only.
 """
@@ -161,7 +161,7 @@ def evidence(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: in
 
 
 def votes(scores: Tensor, contributions: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation (6) before its sum: each head's share of evidence. A head that finds nothing has no vote.
+    """Equation (6) before its mean: each head's share of evidence. A head that finds nothing has no vote.
 
     Args:
         scores: e(d) of each head. Shape: (heads, documents)
