@@ -59,7 +59,7 @@ versions: .venv/.oldest-ready
 	PYTHONPATH=$(CURDIR)/.venv/oldest PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p pytest_asyncio.plugin \
 		-p no:cacheprovider -W default $(VERSION_TESTS)
 
-VERSION_TESTS := $(addprefix tests/,$(addsuffix .py,test_versions test_imports $(addprefix core/test_,attention parity prompt heads) \
+VERSION_TESTS := $(addprefix tests/,$(addsuffix .py,test_versions test_imports $(addprefix core/test_,attention parity prompt heads) datasets/test_words \
 	ranking/test_explain frameworks/test_scorer $(addprefix integrations/test_,frameworks langchain_reranker langchain_messages \
 	langchain_middleware llama_index_reranker llama_index_memory)))
 

@@ -6,6 +6,7 @@ all questions.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qrhead_rag.core.passage import Passage, check_query
-from qrhead_rag.datasets.bm25 import BM25
+from qrhead_rag.datasets.bm25 import BM25, unmatched_warning
 from qrhead_rag.extras import require_extra
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
@@ -88,6 +89,8 @@ def compare(retriever: QRRetriever, passages: Sequence[Passage], questions: Sequ
         ImportError: bm25s is not installed; the message has the command that installs it.
     """
     bm25 = BM25([passage.content for passage in passages])
+    if unmatched := [question.query for question in questions if not bm25.matches(question.query)]:
+        warnings.warn(unmatched_warning(unmatched, len(questions)), stacklevel=2)
     rankings = retriever.encode(passages).rank_queries([question.query for question in questions])
     return [
         Comparison(question, tuple(passages[index] for index in bm25.best(question.query, len(passages))), ranking)

@@ -156,6 +156,8 @@ def _print_evaluation(evaluation: "Evaluation", console: Console) -> None:
     without = evaluation.num_without_relevant
     left_out = f"; {without} without a relevant document left out" if without else ""
     console.print(f"{evaluation.num_examples} examples, candidates {evaluation.order}{left_out}. 95% intervals.")
+    if failed := ", ".join(f"{summary.num_failed} of {summary.method}" for summary in summaries if summary.num_failed):
+        console.print(f"Lists that were not ranked, and count 0: {failed}.", markup=False)
 
 
 def _table(first: str, others: list[str]) -> Table:

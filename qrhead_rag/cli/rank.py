@@ -37,7 +37,9 @@ JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.
 @expand_groups
 def rank(
     query: Annotated[str, typer.Argument(help="The question.")],
-    file: Annotated[str, typer.Argument(help=".txt (a document a line) or .jsonl (text, title, id); - reads stdin.")],
+    file: Annotated[
+        str, typer.Argument(help=".txt (a document a line), .jsonl or .json (text, title, id); - reads stdin.")
+    ],
     *,
     file_format: Annotated[
         Literal["txt", "jsonl"] | None, typer.Option("--format", help="By default what the file's name says, else txt.")
@@ -117,9 +119,10 @@ def _read(file: str, file_format: "FileFormat | None") -> "tuple[bytes, str, Fil
     if file == "-":
         return sys.stdin.buffer.read(), "stdin", file_format or "txt"
     path = Path(file)
-    if file_format is None and path.suffix not in (".txt", ".jsonl"):
+    suffix = ".jsonl" if path.suffix == ".json" else path.suffix
+    if file_format is None and suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{file}: unknown kind of file; expected .txt or .jsonl, or say --format txt|jsonl")
-    return path.read_bytes(), file, file_format or cast("FileFormat", path.suffix[1:])
+    return path.read_bytes(), file, file_format or cast("FileFormat", suffix[1:])
 
 
 def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever", explain: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qrhead_rag.datasets.records import MalformedRecord, RawRecord
+from qrhead_rag.datasets.records import MalformedRecord, RawRecord, parse_json_line
 from qrhead_rag.extras import require_extra
 from qrhead_rag.files import parse_json, write_json_lines, write_text
 
@@ -131,11 +131,10 @@ def _read_lines(path: Path, shard: Shard) -> Iterator[RawRecord | MalformedRecor
 
 def _parsed(path: Path, line: int, raw: bytes) -> RawRecord | MalformedRecord:
     try:
-        return RawRecord(line, parse_json(raw.decode("utf-8-sig" if line == 1 else "utf-8")))
+        text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         return MalformedRecord(path, line, f"not UTF-8 (byte {raw[error.start]:#04x})")
-    except json.JSONDecodeError as error:
-        return MalformedRecord(path, line, f"not JSON: {error.msg} at column {error.colno}")
+    return parse_json_line(text, path, line)
 
 
 def _cut_parquet(file: Path, shard_bytes: int) -> Iterator[tuple[int, int, int, int]]:

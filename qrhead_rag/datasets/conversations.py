@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import LabelledExample
-from qrhead_rag.datasets.records import ParsedExamples, json_records, parse_records, summarize_error
+from qrhead_rag.datasets.records import Identifier, ParsedExamples, json_records, parse_records, summarize_error
 
 
 class _Record(BaseModel):
@@ -31,15 +31,15 @@ class _Turn(_Record):
 
 
 class _LongMemEval(_Record):
-    question_id: str
+    question_id: Identifier
     question_type: str
     question: str
     answer: str | int | float
     question_date: str | None = None
     haystack_dates: list[str]
-    haystack_session_ids: list[str]
+    haystack_session_ids: list[Identifier]
     haystack_sessions: list[list[_Turn]]
-    answer_session_ids: list[str]
+    answer_session_ids: list[Identifier]
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "_LongMemEval":
@@ -123,7 +123,7 @@ class _Line(_Record):
 
 
 class _LoCoMo(_Record):
-    sample_id: str
+    sample_id: Identifier
     conversation: dict[str, Any]
     qa: list[Any]
 

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from qrhead_rag.core.passage import Passage, check_query
 
+HIGHEST_GRADE = 10**6  # trec_eval counts in an array of as many numbers
+
 
 class LabelledExample(BaseModel):
     """A query, candidate documents, and which of them are relevant.
@@ -23,7 +25,7 @@ class LabelledExample(BaseModel):
         metadata: the record's other fields.
 
     Raises:
-        ValueError: a blank query, no documents, an index out of range or repeated, a grade below 1 or too many grades.
+        ValueError: a blank query, no documents, an index or grade out of range, an index repeated, too many grades.
 
     >>> example = LabelledExample(
     ...     query="When does the ferry leave?",
@@ -61,8 +63,8 @@ class LabelledExample(BaseModel):
             raise ValueError(f"relevant documents {list(self.relevant)} name a document twice")
         if self.grades and len(self.grades) != len(self.relevant):
             raise ValueError(f"{len(self.grades)} grades for {len(self.relevant)} relevant documents; expected as many")
-        if below := [grade for grade in (*self.grades, *self.missed) if grade < 1]:
-            raise ValueError(f"grades {below}: a relevant document has a grade of 1 or more")
+        if outside := [grade for grade in (*self.grades, *self.missed) if not 1 <= grade <= HIGHEST_GRADE]:
+            raise ValueError(f"grades {outside}: a relevant document has a grade from 1 to {HIGHEST_GRADE}")
         return self
 
     @property

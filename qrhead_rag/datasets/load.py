@@ -93,12 +93,7 @@ def load_examples(
     name = format or detect_format(path)
     if name not in READERS:
         raise ValueError(f"format {name!r} is unknown; expected one of {', '.join(READERS)}")
-    options: dict[str, Any] = {"unit": unit, "split": split}
-    allowed = {"longmemeval": {"unit"}, "locomo": {"unit"}, "beir": {"split"}}.get(name, set())
-    for option, value in options.items():
-        if value is not None and option not in allowed:
-            raise ValueError(f"{option}={value!r} is not an option of the format {name}; leave it out")
-    options = {option: value for option, value in options.items() if value is not None}
+    options = _options(name, {"unit": unit, "split": split})
     if name in ("dpr", "beir"):
         options["candidates"] = candidates
     examples: list[LabelledExample] = []
@@ -106,6 +101,8 @@ def load_examples(
     for record in READERS[name](path, **options):
         if isinstance(record, MalformedRecord):
             problems.append(record)
+        elif isinstance(record, UserWarning):
+            warnings.warn(record, stacklevel=2)
         else:
             examples.append(record)
     if problems and not (skip_bad and examples):
@@ -114,7 +111,22 @@ def load_examples(
         raise ValueError(f"{path} has no examples of the format {name}")
     if problems:
         warnings.warn(f"{path}: {DatasetError(problems)}", UserWarning, stacklevel=2)
-    return examples if candidates is None else [keep_candidates(example, candidates) for example in examples]
+    if candidates is None:
+        return examples
+    kept, unmatched = keep_candidates(examples, candidates)
+    if unmatched:
+        warnings.warn(unmatched, stacklevel=2)
+    return kept
+
+
+def _options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have a value, if they are options of the format."""
+    allowed = {"longmemeval": {"unit"}, "locomo": {"unit"}, "beir": {"split"}}.get(name, set())
+    options = {option: value for option, value in options.items() if value is not None}
+    for option, value in options.items():
+        if option not in allowed:
+            raise ValueError(f"{option}={value!r} is not an option of the format {name}; leave it out")
+    return options
 
 
 def detect_format(path: Path) -> str:

@@ -1,15 +1,16 @@
 """Passages and lists without labels, for the command line and the cluster.
 
-A file of passages is text with a document on each line, or JSON Lines. A list to rank is a JSON object:
+A file of passages is text with a document on each line, or JSON: an object on each line, or an array of objects. A list
+to rank is a JSON object:
 
     {"id": 7, "query": "When does the ferry leave?", "documents": ["At nine.", {"text": "...", "id": "b"}]}
 """
 
-import json
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from qrhead_rag.core.passage import Passage, check_query
-from qrhead_rag.files import parse_json
+from qrhead_rag.datasets.records import MalformedRecord, RawRecord, parse_json_records
 
 FileFormat: TypeAlias = Literal["txt", "jsonl"]
 
@@ -19,8 +20,8 @@ def parse_passages(content: bytes, file_format: FileFormat, name: str) -> list[t
 
     Args:
         content: of the file, in UTF-8.
-        file_format: "txt" (a document on each line) or "jsonl" (an object on each line: text, perhaps title and id;
-            other fields become metadata).
+        file_format: "txt" (a document on each line) or "jsonl" (an object on each line, or an array of objects: text,
+            perhaps title and id; other fields become metadata).
         name: the file's name, for messages.
 
     Raises:
@@ -33,26 +34,20 @@ def parse_passages(content: bytes, file_format: FileFormat, name: str) -> list[t
         raise ValueError(
             f"{name}:{line_number}: not UTF-8 (byte {content[error.start]:#04x}); convert the file"
         ) from error
+    if file_format == "txt":
+        # str.splitlines would also split at U+2028, which may occur inside a text.
+        lines = enumerate(text.split("\n"), start=1)
+        return [(number, Passage(text=line.removesuffix("\r"))) for number, line in lines if line.strip()]
     passages = []
-    # str.splitlines would also split at U+2028, which may occur inside a text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        if file_format == "txt":
-            passages.append((number, Passage(text=line.removesuffix("\r"))))
-            continue
+    records = list(parse_json_records(text, Path(name)))
+    for record in records or ([RawRecord(1, [])] if text.strip() else []):  # an empty array is no passage
+        if isinstance(record, MalformedRecord):
+            raise ValueError(str(record))
         try:
-            passages.append((number, passage_of(_parse_line(line))))
+            passages.append((record.line, passage_of(record.value)))
         except ValueError as error:
-            raise ValueError(f"{name}:{number}: {error}") from error
+            raise ValueError(f"{name}:{record.line}: {error}") from error
     return passages
-
-
-def _parse_line(line: str) -> Any:
-    try:
-        return parse_json(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
 
 
 def passage_of(value: Any) -> Passage:
@@ -118,11 +113,16 @@ def list_record(value: Any) -> ListRecord:
     if isinstance(identifier, bool) or not isinstance(identifier, str | int | None):
         raise ValueError(f"id is {identifier!r:.40}; expected a string, a whole number or none")
     return ListRecord(
-        identifier, check_query(query), [_document(value, index) for index, value in enumerate(documents)]
+        identifier, check_query(query), [document_of(value, index) for index, value in enumerate(documents)]
     )
 
 
-def _document(value: Any, index: int) -> Passage:
+def document_of(value: Any, index: int) -> Passage:
+    """The passage that a JSON value in a list describes: a text, or an object as `passage_of` takes it.
+
+    Raises:
+        ValueError: as `passage_of`; the message has the index.
+    """
     try:
         return Passage(text=value) if isinstance(value, str) else passage_of(value)
     except ValueError as error:

@@ -4,17 +4,19 @@ shares its format), MuSiQue, retriever output as DPR writes it (Natural Question
 Each format is a pydantic model of its record; unused fields may be missing.
 """
 
-import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.datasets.bm25 import BM25
+from qrhead_rag.datasets.bm25 import BM25, unmatched_warning
 from qrhead_rag.datasets.examples import LabelledExample
-from qrhead_rag.datasets.records import ParsedExamples, json_records, parse_records
+from qrhead_rag.datasets.passages import document_of
+from qrhead_rag.datasets.records import Identifier, ParsedExamples, json_records, parse_records
+from qrhead_rag.datasets.words import phrase_pattern
 from qrhead_rag.files import write_json_lines
 
 FILLED_LENGTH = 20  # documents in a list filled with negatives, by default
@@ -25,39 +27,39 @@ class _Record(BaseModel):
 
 
 class _Paragraph(_Record):
-    idx: int | str
+    idx: Identifier
     title: str | None = None
     paragraph_text: str
     is_supporting: bool = False
 
     def passage(self) -> Passage:
-        return Passage(text=self.paragraph_text.strip(), title=self.title or None, id=str(self.idx))
+        return Passage(text=self.paragraph_text.strip(), title=self.title or None, id=self.idx)
 
 
 class _QRHead(_Record):
-    idx: int | str
+    idx: Identifier
     question: str
     paragraphs: list[_Paragraph]
-    gt_docs: list[int | str]
+    gt_docs: list[Identifier]
 
 
 def read_qrhead(path: Path) -> ParsedExamples:
     """The JSON of the published QRHead code: idx, question, paragraphs[idx, title, paragraph_text], gt_docs."""
 
     def examples(record: _QRHead, index: int) -> Iterator[LabelledExample]:
-        ids = [str(paragraph.idx) for paragraph in record.paragraphs]
+        ids = [paragraph.idx for paragraph in record.paragraphs]
         yield LabelledExample(
-            id=str(record.idx),
+            id=record.idx,
             query=record.question,
             documents=tuple(paragraph.passage() for paragraph in record.paragraphs),
-            relevant=_indices(ids, [str(name) for name in record.gt_docs], "gt_docs", "paragraph idx"),
+            relevant=_indices(ids, record.gt_docs, "gt_docs", "paragraph idx"),
         )
 
     return parse_records(path, json_records(path), _QRHead, examples)
 
 
 class _HotpotQA(_Record):
-    id: str | None = Field(None, validation_alias=AliasChoices("_id", "id"))
+    id: Identifier | None = Field(None, validation_alias=AliasChoices("_id", "id"))
     question: str
     answer: str | None = None
     context: list[tuple[str, list[str]]]
@@ -70,8 +72,9 @@ class _HotpotQA(_Record):
     def _columns_to_rows(cls, value: Any) -> Any:
         # the copy on the Hugging Face hub keeps columns: {"title": [...], "sentences": [...]}
         if isinstance(value, dict) and "title" in value and len(value) == 2:
-            other = next(name for name in value if name != "title")
-            return list(zip(value["title"], value[other], strict=True))
+            columns = value["title"], next(value[name] for name in value if name != "title")
+            if all(isinstance(column, list) for column in columns):
+                return list(zip(*columns, strict=True))
         return value
 
 
@@ -102,7 +105,7 @@ def read_hotpotqa(path: Path) -> ParsedExamples:
 
 
 class _MuSiQue(_Record):
-    id: str
+    id: Identifier
     question: str
     answer: str | None = None
     answer_aliases: list[str] = []
@@ -126,18 +129,18 @@ def read_musique(path: Path) -> ParsedExamples:
 
 
 class _Context(_Record):
-    id: str | int | None = None
+    id: Identifier | None = None
     title: str | None = None
     text: str
     hasanswer: bool = Field(False, validation_alias=AliasChoices("hasanswer", "has_answer"))
     isgold: bool | None = None
 
     def passage(self) -> Passage:
-        return Passage(text=self.text, title=self.title or None, id=None if self.id is None else str(self.id))
+        return Passage(text=self.text, title=self.title or None, id=self.id)
 
 
 class _DPR(_Record):
-    id: str | int | None = None
+    id: Identifier | None = None
     question: str
     answers: list[str]
     ctxs: list[_Context]
@@ -158,7 +161,7 @@ def read_dpr(path: Path, candidates: int | None = None) -> ParsedExamples:
     def examples(record: _DPR, index: int) -> Iterator[LabelledExample]:
         marked = any(context.isgold is not None for context in record.ctxs)
         yield LabelledExample(
-            id=str(index if record.id is None else record.id),
+            id=str(index) if record.id is None else record.id,
             query=record.question,
             answer=record.answers[0] if record.answers else None,
             documents=tuple(context.passage() for context in record.ctxs),
@@ -175,13 +178,15 @@ def read_dpr(path: Path, candidates: int | None = None) -> ParsedExamples:
     pool = list({(passage.title, passage.text): passage for record in bare for passage in record.documents}.values())
     bm25 = BM25([passage.content for passage in pool])
     filled = {id(record): _fill_list(record, pool, bm25, candidates or FILLED_LENGTH) for record in bare}
-    return (filled.get(id(record), record) for record in records)
+    unmatched = [record.query for record in bare if not bm25.matches(record.query)]
+    warned = [unmatched_warning(unmatched, len(bare))] if unmatched else []
+    return chain((filled.get(id(record), record) for record in records), warned)
 
 
 def _fill_list(example: LabelledExample, pool: Sequence[Passage], bm25: BM25, length: int) -> LabelledExample:
     gold = {(passage.title, passage.text) for passage in example.documents}
-    answers = [re.escape(answer) for answer in example.metadata["answers"] if answer.strip()]
-    answered = re.compile(rf"(?<!\w)(?:{'|'.join(answers)})(?!\w)", re.IGNORECASE) if answers else None
+    answers = [answer for answer in example.metadata["answers"] if answer.strip()]
+    answered = phrase_pattern(answers) if answers else None
     chosen: list[Passage] = []
     negatives = 0
     for passage in (pool[index] for index in bm25.best(example.query, len(pool))):
@@ -197,9 +202,9 @@ def _fill_list(example: LabelledExample, pool: Sequence[Passage], bm25: BM25, le
 class _Plain(_Record):
     model_config = ConfigDict(extra="forbid")
 
-    id: str | int | None = None
+    id: Identifier | None = None
     query: str = Field(validation_alias=AliasChoices("query", "question"))
-    documents: list[str | Passage]
+    documents: list[Any]
     relevant: list[int] | list[str]
     grades: list[int] = []
     missed: list[int] = []
@@ -214,11 +219,11 @@ def read_jsonl(path: Path) -> ParsedExamples:
     """
 
     def examples(record: _Plain, index: int) -> Iterator[LabelledExample]:
-        documents = [Passage(text=value) if isinstance(value, str) else value for value in record.documents]
+        documents = [document_of(value, index) for index, value in enumerate(record.documents)]
         named = [name for name in record.relevant if isinstance(name, str)]
         ids = [document.id or "" for document in documents]
         yield LabelledExample(
-            id=str(index if record.id is None else record.id),
+            id=str(index) if record.id is None else record.id,
             query=record.query,
             answer=record.answer,
             documents=tuple(documents),
@@ -241,4 +246,6 @@ def write_jsonl(examples: Sequence[LabelledExample], path: Path) -> None:
 def _indices(ids: Sequence[str], named: Sequence[str], field: str, what: str) -> tuple[int, ...]:
     if unknown := [name for name in named if name not in ids]:
         raise ValueError(f"{field} names {unknown}; expected a {what} among {list(ids)[:20]}")
+    if repeated := [name for name in named if ids.count(name) > 1]:
+        raise ValueError(f"{field} names {repeated}, which several documents have; expected a {what} of one document")
     return tuple(ids.index(name) for name in named)

@@ -9,9 +9,9 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.files import parse_json
@@ -47,8 +47,11 @@ _FOREIGN = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of byte
 
 Record = TypeVar("Record", bound=BaseModel)
 
-ParsedExamples: TypeAlias = Iterator[LabelledExample | MalformedRecord]
-"""What every reader yields: examples, and the records that could not be used."""
+ParsedExamples: TypeAlias = Iterator[LabelledExample | MalformedRecord | UserWarning]
+"""What every reader yields: examples, the records that could not be used, and warnings about a file as a whole."""
+
+Identifier: TypeAlias = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""An id, which may be a number in the file."""
 
 
 class RawRecord(NamedTuple):
@@ -90,7 +93,11 @@ def json_records(path: Path) -> Iterator[RawRecord | MalformedRecord]:
     A line of JSONL that does not parse is malformed and the next line is read. Inside an array there is no way to
     resume after a syntax error, so that error ends the file.
     """
-    text = read_text(path)
+    return parse_json_records(read_text(path), path)
+
+
+def parse_json_records(text: str, path: Path) -> Iterator[RawRecord | MalformedRecord]:
+    """As `json_records`, of a text that was read; `path` is named in what is malformed."""
     start = _skip_space(text, 0)
     if text[start : start + 1] == "[":
         yield from _array_elements(path, text, start + 1)
@@ -113,13 +120,17 @@ def _lines(path: Path, text: str) -> Iterator[RawRecord | MalformedRecord]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        if foreign := foreign_bytes(line):
-            yield MalformedRecord(path, number, foreign)
-            continue
-        try:
-            yield RawRecord(number, parse_json(line))
-        except json.JSONDecodeError as error:
-            yield MalformedRecord(path, number, f"not JSON: {error.msg} at column {error.colno}")
+        foreign = foreign_bytes(line)
+        yield MalformedRecord(path, number, foreign) if foreign else parse_json_line(line, path, number)
+
+
+def parse_json_line(line: str, path: Path, number: int) -> RawRecord | MalformedRecord:
+    """The record on a line of JSONL, or why there is none."""
+    try:
+        return RawRecord(number, parse_json(line))
+    except json.JSONDecodeError as error:
+        whole = "; expected a whole object on each line" if line.strip() in ("[", "{") else ""
+        return MalformedRecord(path, number, f"not JSON: {error.msg} at column {error.colno}{whole}")
 
 
 def _array_elements(path: Path, text: str, offset: int) -> Iterator[RawRecord | MalformedRecord]:
@@ -137,6 +148,8 @@ def _array_elements(path: Path, text: str, offset: int) -> Iterator[RawRecord | 
                 offset = _skip_space(text, offset + 1)
             elif text[offset : offset + 1] != "]":
                 raise json.JSONDecodeError("expected ',' or ']'", text, offset)
+        if (rest := _skip_space(text, offset + 1)) < len(text):
+            raise json.JSONDecodeError("the array ends before this line", text, rest)
     except json.JSONDecodeError as error:
         yield MalformedRecord(path, error.lineno, f"not JSON: {error.msg}; nothing after it was read")
     except (RecursionError, ValueError) as error:

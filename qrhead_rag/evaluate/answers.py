@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.datasets.load import Order
-from qrhead_rag.evaluate.evaluation import rank_example
+from qrhead_rag.evaluate.evaluation import rank_example, warn_failed
 from qrhead_rag.evaluate.methods import Method
 from qrhead_rag.evaluate.metrics import Interval, confidence_interval
 from qrhead_rag.evaluate.writer import Writer
@@ -84,6 +84,8 @@ def answer_with_contexts(
 ) -> list[ContextAnswer]:
     """Let a model answer every example with the full context, the oracle's, and the top k of each method.
 
+    A list that a method fails on is named in a warning; the model then answers without a document.
+
     Args:
         examples: of LongMemEval or CLIPPER; those with `corrupted_facts` in their metadata are claims, asked twice:
             true and corrupted. A method ranks for each version separately.
@@ -108,6 +110,7 @@ def answer_with_contexts(
     prompts = [prompt for example in markable for prompt in _prompts(example)]
     contexts = ["full", "oracle", *methods]
     answers: list[ContextAnswer] = []
+    errors: dict[str, list[tuple[str | None, str | None]]] = {name: [] for name in methods}
     for prompt in prompts:
         for context in contexts:
             if on_progress:
@@ -118,8 +121,12 @@ def answer_with_contexts(
             elif context == "oracle":
                 chosen = prompt.example.relevant
             else:
-                chosen = rank_example(methods[context], prompt.example, order, seed).ranking[:top_k]
+                ranked = rank_example(methods[context], prompt.example, order, seed)
+                errors[context].append((prompt.example.id, ranked.error))
+                chosen = ranked.ranking[:top_k]
             answers.append(_answer(prompt, context, sorted(chosen), writer, judge))
+    for name, of_method in errors.items():
+        warn_failed(name, of_method)
     if on_progress:
         on_progress(len(answers), len(answers))
     return answers

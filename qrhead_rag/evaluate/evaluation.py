@@ -6,6 +6,7 @@ and counted.
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,14 +32,18 @@ class RankedExample(NamedTuple):
     """A method's ranking of one example, in the data set's order of the documents.
 
     Attributes:
-        ranking: indices of the documents, best first.
-        scores: of each document.
+        ranking: indices of the documents, best first; none where the method failed.
+        scores: of each document; none where the method failed.
         seconds: taken to rank.
+        unscored: whether every score is 0, of a fused method every score of its first stage.
+        error: what the method raised, in words.
     """
 
     ranking: tuple[int, ...]
     scores: tuple[float, ...]
     seconds: float
+    unscored: bool = False
+    error: str | None = None
 
 
 class QueryResult(BaseModel):
@@ -51,6 +56,7 @@ class QueryResult(BaseModel):
         scores: of each document, in the data set's order; they compare within the list only.
         metrics: value of each measure.
         seconds: taken to rank.
+        error: why the method did not rank this list; it then has no ranking and no scores, and every measure is 0.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,16 +67,20 @@ class QueryResult(BaseModel):
     scores: tuple[float, ...]
     metrics: dict[str, float]
     seconds: float
+    error: str | None = None
 
 
 class MethodSummary(BaseModel):
-    """One method over all queries: the mean of each measure with its 95% interval, and the mean seconds a query."""
+    """One method over all queries: the mean of each measure with its 95% interval, the mean seconds a query, and the
+    number of lists that it failed on, for which every measure is 0.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     method: str
     metrics: dict[str, Interval]
     seconds: float
+    num_failed: int = 0
 
 
 class Evaluation(BaseModel):
@@ -122,6 +132,7 @@ class Evaluation(BaseModel):
                 method=method,
                 metrics={metric: confidence_interval(self.values(method, metric)) for metric in results[0].metrics},
                 seconds=sum(result.seconds for result in results) / len(results),
+                num_failed=sum(result.error is not None for result in results),
             )
             for method, results in by_method.items()
         ]
@@ -145,6 +156,7 @@ class Evaluation(BaseModel):
             {
                 "method": summary.method,
                 "seconds": summary.seconds,
+                "num_failed": summary.num_failed,
                 "metrics": {name: interval._asdict() for name, interval in summary.metrics.items()},
             }
             for summary in self.summaries()
@@ -163,6 +175,8 @@ def evaluate(
 ) -> Evaluation:
     """Rank every example by every method, and measure.
 
+    A list that a method fails on is named in a warning and counts 0 for that method.
+
     Args:
         examples: the labelled examples.
         methods: name and method.
@@ -173,6 +187,7 @@ def evaluate(
 
     Raises:
         ValueError: no example has a relevant document, no methods, or an unknown measure.
+        Exception: what a method raises that fails on every list.
         ImportError: the extra `eval` is not installed.
     """
     parse_metrics(metrics)  # before anything is ranked
@@ -189,15 +204,20 @@ def evaluate(
             if on_progress:
                 on_progress(len(results) + len(ranked), len(counted) * len(methods))
             ranked.append(rank_example(method, example, order, seed))
+        if all(entry.error for entry in ranked):
+            _rank(method, counted[0], order, seed)  # raises it whole
+        pairs = list(zip(counted, ranked, strict=True))
+        warn_failed(name, [(example.id, entry.error) for example, entry in pairs])
+        _warn_unscored(name, [example.id for example, entry in pairs if entry.unscored], len(pairs))
         values = measure([entry.ranking for entry in ranked], counted, metrics)
         results += [
             QueryResult(
                 id=example.id,
                 method=name,
                 metrics={metric: values[metric][index] for metric in metrics},
-                **entry._asdict(),
+                **{field: value for field, value in entry._asdict().items() if field != "unscored"},
             )
-            for index, (example, entry) in enumerate(zip(counted, ranked, strict=True))
+            for index, (example, entry) in enumerate(pairs)
         ]
     if on_progress:
         on_progress(len(results), len(results))
@@ -211,7 +231,18 @@ def evaluate(
 
 
 def rank_example(method: Method, example: LabelledExample, order: Order, seed: int) -> RankedExample:
-    """Rank an example's documents in some order; the result is in the data set's order."""
+    """Rank an example's documents in some order; the result is in the data set's order.
+
+    What the method raises is returned, so that one list does not end a run over many: see `warn_failed`.
+    """
+    start = time.perf_counter()
+    try:
+        return _rank(method, example, order, seed)
+    except Exception as error:  # a method may raise anything, after hours; in words it keeps no tensors alive
+        return RankedExample((), (), time.perf_counter() - start, error=f"{type(error).__name__}: {error}")
+
+
+def _rank(method: Method, example: LabelledExample, order: Order, seed: int) -> RankedExample:
     indices = document_order(example, order, seed)
     documents = [example.documents[index] for index in indices]
     start = time.perf_counter()
@@ -219,4 +250,32 @@ def rank_example(method: Method, example: LabelledExample, order: Order, seed: i
     seconds = time.perf_counter() - start
     scores = dict(zip(indices, ranked.scores, strict=True))
     ranking = tuple(indices[rank] for rank in ranked.order)
-    return RankedExample(ranking, tuple(scores[index] for index in range(len(scores))), seconds)
+    return RankedExample(ranking, tuple(scores[index] for index in range(len(scores))), seconds, ranked.unscored)
+
+
+def warn_failed(name: str, errors: Sequence[tuple[str | None, str | None]]) -> None:
+    """Warn of the lists that a method failed on.
+
+    Args:
+        name: of the method.
+        errors: the id of each example, and why it was not ranked, or None.
+    """
+    failed = [f"{example!r} ({error})" for example, error in errors if error]
+    if failed:
+        more = f", and {len(failed) - 5} more" if len(failed) > 5 else ""
+        warnings.warn(
+            f"{name} failed on {len(failed)} of {len(errors)} lists, which it ranks no document of: "
+            f"{', '.join(failed[:5])}{more}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_unscored(name: str, unscored: Sequence[str | None], total: int) -> None:
+    if unscored:
+        warnings.warn(
+            f"{name}: every first-stage score is 0 in {len(unscored)} of {total} lists (the first: {unscored[0]!r}), "
+            "and puts no document before another",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -35,6 +35,7 @@ class Ranked(NamedTuple):
     Attributes:
         order: indices of the documents, best first.
         scores: the score of each document, in the order of the list.
+        unscored: whether every score is 0, of a fused method every score of its first stage.
 
     >>> by_score([0.1, 0.7, 0.7], 3).order
     [1, 2, 0]
@@ -42,6 +43,7 @@ class Ranked(NamedTuple):
 
     order: list[int]
     scores: list[float]
+    unscored: bool = False
 
 
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -75,7 +77,7 @@ def by_score(scores: Sequence[float], expected: int) -> Ranked:
     numbers = [float(score) for score in scores]
     if bad := [score for score in numbers if not math.isfinite(score)]:
         raise ValueError(f"{len(bad)} of {expected} scores are not finite, for instance {bad[0]}; expected numbers")
-    return Ranked(sorted(range(expected), key=lambda index: -numbers[index]), numbers)
+    return Ranked(sorted(range(expected), key=lambda index: -numbers[index]), numbers, unscored=not any(numbers))
 
 
 def make_methods(
@@ -226,7 +228,10 @@ def _fused(fusion: Fusion, methods: Mapping[str, Method]) -> Method:
     reranker, first_stage = methods[fusion.heads], methods[fusion.first_stage]
 
     def method(query: str, documents: Sequence[Passage]) -> Ranked:
-        fused = fuse_ranks(reranker(query, documents).order, first_stage(query, documents).scores, fusion.weight)
+        reranked, first = reranker(query, documents), first_stage(query, documents)
+        if first.unscored:  # its order is that of the list
+            return reranked._replace(unscored=True)
+        fused = fuse_ranks(reranked.order, first.scores, fusion.weight)
         return Ranked(sorted(fused, key=lambda index: -fused[index]), [fused[index] for index in range(len(documents))])
 
     return method

@@ -127,6 +127,15 @@ def test_stdin_is_text_with_a_document_a_line(folder, arguments):
     assert sorted(entry["text"] for entry in result["documents"]) == sorted(TEXTS)
 
 
+@pytest.mark.parametrize("name", ["chunks.json", "chunks.jsonl"])
+def test_a_json_array_of_passages_is_ranked(folder, tmp_path, name):
+    (tmp_path / name).write_text(json.dumps([{"text": text} for text in TEXTS], indent=1), encoding="utf-8")
+    documents = ranked(folder, QUERY, str(tmp_path / name))["documents"]
+    assert {(entry["line"], entry["text"]) for entry in documents} == {
+        (2 + 3 * i, text) for i, text in enumerate(TEXTS)
+    }
+
+
 def test_stdin_takes_json_lines(folder):
     result = ranked(
         folder, QUERY, "-", "--format", "jsonl", stdin='{"text": "a\\u2028b"}\r\n\n{"text": "فجر 🚢", "id": "x"}'
@@ -364,6 +373,13 @@ def test_the_demo_runs_whole(folder, handbook):
     first = sum(passages[bm25.best(question.query, 1)[0]].id in question.relevant for question in questions)
     assert f"BM25   right passage first: {first} of {len(questions)}" in result.stdout
     assert result.stdout.count("What earned QRHead's first its score") == 4
+
+
+def test_the_demo_says_where_no_word_is_shared(folder, handbook):
+    passages, _ = handbook
+    retriever = QRRetriever.from_pretrained(folder, heads=[(1, 0)], mode="late", device="cpu")
+    with pytest.warns(UserWarning, match=r"BM25 scores every document 0 for 1 of 2 queries \(the first: '渡轮'\)"):
+        compare(retriever, passages[:2], [Question("渡轮"), Question(passages[0].text[:40])])
 
 
 @pytest.mark.parametrize("question", ["", "  "])

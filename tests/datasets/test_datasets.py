@@ -374,12 +374,15 @@ def test_beir_lists_come_from_bm25_and_misses_are_counted(beir):
 def test_beir_malformed_judgements(beir):
     with (beir / "qrels" / "test.tsv").open("a", encoding="utf-8") as stream:
         stream.write("a\td9\t1\r\na\td1\r\nb\td1\tyes\r\n")
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError) as caught, pytest.warns(UserWarning, match="'d9' on line 6"):
         load_examples(beir)
-    assert [problem.line for problem in caught.value.problems] == [6, 7, 8]
+    assert [problem.line for problem in caught.value.problems] == [7, 8]
     with (beir / "corpus.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('\n{"_id": "d5"}\n')
-    with pytest.raises(DatasetError, match=r"corpus\.jsonl:5: text: Field required"):
+    with (
+        pytest.raises(DatasetError, match=r"corpus\.jsonl:5: text: Field required"),
+        pytest.warns(UserWarning, match="d9"),
+    ):
         load_examples(beir)
     with pytest.raises(FileNotFoundError, match=r"qrels/dev\.tsv|qrels.dev\.tsv"):
         load_examples(beir, split="dev")
