@@ -23,7 +23,7 @@ from transformers import (
 from qrhead_rag.core.heads import EMBEDDED_MODEL, HeadChoice, HeadSet, Mode, ModelShape, choose_heads
 from qrhead_rag.models.embedded import EMBEDDED_PACKAGE, converted, embedded_gguf
 from qrhead_rag.models.quiet import quiet
-from qrhead_rag.models.shared import cut_layers, model_lock, whole_shape
+from qrhead_rag.models.shared import check_fork, cut_layers, model_lock, whole_shape
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class LoadedModel:
     @property
     def lock(self) -> threading.RLock:
         """The model's lock, shared by everything that reads it."""
-        return model_lock(self.model)
+        return check_fork(model_lock(self.model))
 
 
 def share_model(

@@ -18,6 +18,7 @@ from qrhead_rag.core.prompt import PromptTokenizer
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Selection
 from qrhead_rag.core.template import PromptTemplate
+from qrhead_rag.models.shared import check_fork
 from qrhead_rag.ranking.options import ListOptions
 
 _OURS = ("qrhead_rag.", "langchain_qrhead.", "llama_index.postprocessor.qrhead.")
@@ -72,7 +73,7 @@ class ListContext:
         readout: how their attention becomes scores.
         options: how lists are read.
         context_length: tokens that a prompt may have; None knows no limit.
-        lock: held while tokenizing and running the model.
+        model_lock: taken as `lock`, which is held while tokenizing and running the model.
         identity: names model, heads and mode in saved files.
     """
 
@@ -84,8 +85,17 @@ class ListContext:
     readout: Readout
     options: ListOptions
     context_length: int | None
-    lock: threading.RLock
+    model_lock: threading.RLock
     identity: dict[str, Any]
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The model's lock.
+
+        Raises:
+            RuntimeError: in a forked process, where the model would wait for ever.
+        """
+        return check_fork(self.model_lock)
 
     def file_identity(self) -> dict[str, Any]:
         """What has to be the same where a saved list is read."""

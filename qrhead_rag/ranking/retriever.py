@@ -134,7 +134,7 @@ class QRRetriever:
                 readout=options.readout or readout_of(loaded.heads, mode),
                 options=options,
                 context_length=options.context_length or getattr(config, "max_position_embeddings", None),
-                lock=loaded.lock,
+                model_lock=loaded.lock,
                 identity={
                     "model": loaded.name,
                     "shape": list(loaded.shape),
