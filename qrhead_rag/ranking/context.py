@@ -97,6 +97,12 @@ class ListContext:
         """
         return check_fork(self.model_lock)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "what holds a model in memory, such as EncodedPassages, can be neither pickled nor deeply copied; expected "
+            "a QRRetriever, which is pickled by name, or a file (EncodedPassages.save)"
+        )
+
     def file_identity(self) -> dict[str, Any]:
         """What has to be the same where a saved list is read."""
         return self.identity | {
