@@ -6,27 +6,23 @@ component has the options that load it, and the model beside them.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Annotated, Any, Self
-from weakref import WeakValueDictionary
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode, shipped_head_sets
+from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.selection import Selection
-from qrhead_rag.core.template import INSTRUCTION
+from qrhead_rag.ranking.by_name import check_loadable, is_in_memory
 from qrhead_rag.ranking.context import warn_caller
-from qrhead_rag.ranking.options import Layout
+from qrhead_rag.ranking.loaded import LoadedRetrievers
+from qrhead_rag.ranking.options import Layout, ListOptions
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
 
-_IN_MEMORY = "in-memory:"  # prefix of a model without hub id or folder, which cannot be loaded again
-
-_loaded: "WeakValueDictionary[str, QRRetriever]" = WeakValueDictionary()
-_loading = Lock()
+_loaded = LoadedRetrievers()
 
 
 class ScorerOptions(BaseModel):
@@ -102,24 +98,16 @@ class ScorerOptions(BaseModel):
         if self.scorer is None:
             self._check_loadable()
             names = ScorerOptions.model_fields.keys() - {"options", "scorer"}
-            options = {**self.options, **{name: getattr(self, name) for name in names}}
-            with _loading:
-                scorer = _loaded.get(_key(options))
-                if scorer is None:
-                    scorer = QRRetriever.from_pretrained(**options)
-                    # Also under its full options, which an equal component reads from its serialized form.
-                    resolved = _loading_options(scorer)
-                    for known in (options, {**options, **resolved.pop("options"), **resolved}):
-                        _loaded.setdefault(_key(known), scorer)
-            self.scorer = scorer
+            self.scorer = _loaded.get({**self.options, **{name: getattr(self, name) for name in names}})
         return self.scorer
 
+    @staticmethod
+    def release_scorers() -> None:
+        """Let go of the models that are kept for components to come; those of living components stay."""
+        _loaded.release()
+
     def _check_loadable(self) -> None:
-        if self.model is not None and self.model.startswith(_IN_MEMORY):
-            raise ValueError(
-                f"the model of this {type(self).__name__} was a {self.model.removeprefix(_IN_MEMORY)} that lived in "
-                "memory only, so it cannot be loaded again; pass scorer= with a QRRetriever of it"
-            )
+        check_loadable(self.model, self, "pass scorer= with a QRRetriever of it")
 
     def __getstate__(self) -> dict[Any, Any]:
         """Pickled without the loaded model, which load_scorer() loads again."""
@@ -196,26 +184,17 @@ class RerankOptions(ScorerOptions):
         return {name: getattr(self, name) for name in ("top_n", "min_share", "max_tokens", "fuse_retrieval")}
 
 
-def _key(options: dict[str, Any]) -> str:
-    return repr(sorted(options.items()))
-
-
 def _loading_options(scorer: QRRetriever) -> dict[str, Any]:
-    """The options that load an equal scorer, on any device."""
-    shipped = {heads.model for heads in shipped_head_sets()}
-    unnamed = not scorer.model.name_or_path and scorer.model_name not in shipped
-    list_options = scorer.options.model_dump(exclude_defaults=True, exclude={"layout", "instruction"})
-    return {
-        "model": f"{_IN_MEMORY}{scorer.model_name}" if unnamed else scorer.model_name,
-        "heads": scorer.heads,
-        "mode": scorer.mode,
-        "layout": scorer.layout,
-        "instruction": None if scorer.instruction == INSTRUCTION else scorer.instruction,
-        "options": list_options,
-    }
+    """The options of a component that load an equal scorer, on any device."""
+    options = {"instruction": None, "layout": scorer.layout, **scorer.loading_options()}
+    own = {name: options.pop(name) for name in ("model", "heads", "mode", "instruction", "layout")}
+    return {**own, "options": {name: value for name, value in options.items() if name in _FURTHER}}
+
+
+_FURTHER = {*ListOptions.model_fields, "revision", "gguf_file", "subfolder", "trust_remote_code"}
 
 
 def _agree(option: Any, actual: Any) -> bool:
     if isinstance(actual, HeadSet) and not isinstance(option, HeadSet):
         return option in (None, actual.name, actual.task, actual.heads)
-    return option is None or option == actual or str(option).startswith(_IN_MEMORY)
+    return option is None or option == actual or is_in_memory(option)
