@@ -5,8 +5,9 @@ component has the options that load it, and the model beside them.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,13 +15,14 @@ from pydantic.json_schema import SkipJsonSchema
 
 from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.selection import Selection
+from qrhead_rag.core.scoring import NotFiniteError
+from qrhead_rag.core.selection import Selection, select
 from qrhead_rag.ranking.by_name import check_loadable, is_in_memory
-from qrhead_rag.ranking.context import warn_caller
+from qrhead_rag.ranking.context import document_name, warn_caller
 from qrhead_rag.ranking.loaded import LoadedRetrievers
 from qrhead_rag.ranking.options import Layout, ListOptions
-from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
+from qrhead_rag.ranking.warn import warnings_of_threads as warnings_of_threads  # noqa: PLC0414 - for integrations
 
 _loaded = LoadedRetrievers()
 
@@ -134,6 +136,8 @@ class RerankOptions(ScorerOptions):
         fuse_retrieval: weight of the first stage's order beside the heads' (1 counts both alike); documents then come
             back with the fused score. None ranks by the heads alone.
         title_key: metadata key of a document's title, which the prompt puts before the text.
+        on_blank_query: "raise" refuses a blank query; "keep_order" returns the first documents in the order they were
+            retrieved in, without new scores, with a warning.
 
     Raises:
         ValueError: an option out of range, or as in `ScorerOptions`.
@@ -147,6 +151,7 @@ class RerankOptions(ScorerOptions):
     max_tokens: int | None = None
     fuse_retrieval: float | None = None
     title_key: str | None = None
+    on_blank_query: Literal["raise", "keep_order"] = "raise"
 
     @model_validator(mode="after")
     def _check_selection(self) -> Self:
@@ -155,8 +160,10 @@ class RerankOptions(ScorerOptions):
 
     def rank(
         self, query: str, passages: Sequence[Passage], retrieval_scores: Sequence[float | None] | None = None
-    ) -> Ranking:
-        """The passages to keep, best first.
+    ) -> list[tuple[int, float | None]]:
+        """Indices of the passages to keep, best first, each with the score that orders it.
+
+        There are no scores where the query is blank and `on_blank_query` keeps the order.
 
         Args:
             query: the question.
@@ -164,6 +171,8 @@ class RerankOptions(ScorerOptions):
             retrieval_scores: of each by the first stage, for `fuse_retrieval`. Where any is missing the order of the
                 passages is taken for the first stage's, with a warning. None takes it without one.
         """
+        if self.on_blank_query == "keep_order" and isinstance(query, str) and not query.strip():
+            return [(index, None) for index in self._first(query, passages)]
         scores = None
         if self.fuse_retrieval is not None and retrieval_scores is not None:
             scores = [score for score in retrieval_scores if score is not None]
@@ -173,7 +182,25 @@ class RerankOptions(ScorerOptions):
                     "fuse_retrieval takes their order for that of the first stage"
                 )
                 scores = None
-        return self.load_scorer().rank(query, passages, retrieval_scores=scores, **self._selection())
+        try:
+            ranking = self.load_scorer().rank(query, passages, retrieval_scores=scores, **self._selection())
+        except NotFiniteError as error:
+            if error.document is not None:
+                error.add_note(f"The document is {document_name(passages, error.document)}.")
+            raise
+        return [(ranked.index, ranked.ordering_score) for ranked in ranking]
+
+    def _first(self, query: str, passages: Sequence[Passage]) -> list[int]:
+        """Indices of the passages to keep in the order in which they were retrieved."""
+        warn_caller(
+            f"the query is blank ({query!r}), so the documents keep the order they were retrieved in "
+            f"(on_blank_query={self.on_blank_query!r})"
+        )
+        counts = None
+        if self.max_tokens is not None:
+            counts = [self.load_scorer().count_tokens(passage.content) for passage in passages]
+        selection = Selection(top_n=self.top_n, max_tokens=self.max_tokens)
+        return select([0.0] * len(passages), selection, counts)
 
     def title_of(self, metadata: Mapping[str, Any]) -> str | None:
         """The title in a document's metadata."""
@@ -182,6 +209,22 @@ class RerankOptions(ScorerOptions):
 
     def _selection(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("top_n", "min_share", "max_tokens", "fuse_retrieval")}
+
+
+def copy_containers(value: Any) -> Any:
+    """A copy of nested mappings, lists, tuples and sets; what else they hold, arrays say, is shared.
+
+    >>> metadata = {"pages": [3, 4]}
+    >>> copy_containers(metadata)["pages"] is metadata["pages"]
+    False
+    """
+    if isinstance(value, dict):
+        copied = copy(value)
+        copied.update((key, copy_containers(item)) for key, item in value.items())
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(map(copy_containers, value))
+    return copy(value) if isinstance(value, list | set) else value
 
 
 def _loading_options(scorer: QRRetriever) -> dict[str, Any]:

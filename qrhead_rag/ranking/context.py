@@ -4,9 +4,7 @@ The modes differ in how documents are run through the model (`listwise.py`, `per
 aggregation, truncation and errors are the same for all and start from a `Reading`.
 """
 
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,8 +18,8 @@ from qrhead_rag.core.selection import Selection
 from qrhead_rag.core.template import PromptTemplate
 from qrhead_rag.models.shared import check_fork
 from qrhead_rag.ranking.options import ListOptions
+from qrhead_rag.ranking.warn import warn_caller as warn_caller  # noqa: PLC0414 - others import it from here
 
-_OURS = ("qrhead_rag.", "langchain_qrhead.", "llama_index.postprocessor.qrhead.")
 _QUERY_RESERVE = 128  # tokens kept free for a query that is not known yet
 
 
@@ -226,21 +224,16 @@ class ListState(Protocol):
         ...
 
 
+def document_name(passages: Sequence[Passage], index: int) -> str:
+    """A document in messages: its index, with its id or title."""
+    return f"{index} ({passages[index].id or passages[index].title or 'untitled'})"
+
+
 def warn_of_truncation(passages: Sequence[Passage], truncated: Iterable[int]) -> None:
     """Say which documents are read only in part; they come back whole."""
-    names = [f"{index} ({passages[index].id or passages[index].title or 'untitled'})" for index in sorted(truncated)]
+    names = [document_name(passages, index) for index in sorted(truncated)]
     if names:
         warn_caller(
             f"only the beginning of document {', '.join(names)} is read: longer than the model's context leaves room "
             "for; split it into smaller chunks to have all of it read"
         )
-
-
-def warn_caller(message: str) -> None:
-    """Warn at the line that called the package or an integration, however deep within it the reason lies."""
-    frame, level, outermost = sys._getframe(), 0, 0
-    while frame.f_back is not None:
-        frame, level = frame.f_back, level + 1
-        if f"{frame.f_globals.get('__name__')}.".startswith(_OURS):
-            outermost = level
-    warnings.warn(message, UserWarning, stacklevel=outermost + 2)
