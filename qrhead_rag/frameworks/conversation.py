@@ -24,11 +24,12 @@ from qrhead_rag.core.passage import as_passages
 from qrhead_rag.core.selection import Selection, rank_order, select
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.ranking.cache import ByteCache, content_key
-from qrhead_rag.ranking.context import ListState, ListTooLongError, warn_caller, warn_of_truncation
+from qrhead_rag.ranking.context import ListState, ListTooLongError, warn_of_truncation
 from qrhead_rag.ranking.modes import new_list
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.retriever import QRRetriever
 from qrhead_rag.ranking.store import store_of
+from qrhead_rag.ranking.warn import warn_caller
 
 KEEP_LAST = 3
 """Messages kept ahead of all relevance: the question and the exchange before it, which says what "it" refers to."""

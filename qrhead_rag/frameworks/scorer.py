@@ -5,28 +5,27 @@ component has the options that load it, and the model beside them.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from threading import Lock
-from typing import Annotated, Any, Self
-from weakref import WeakValueDictionary
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode, shipped_head_sets
+from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.selection import Selection
-from qrhead_rag.core.template import INSTRUCTION
-from qrhead_rag.ranking.context import warn_caller
-from qrhead_rag.ranking.options import Layout
-from qrhead_rag.ranking.result import Ranking
+from qrhead_rag.core.scoring import NotFiniteError
+from qrhead_rag.core.selection import Selection, select
+from qrhead_rag.ranking.by_name import check_loadable, is_in_memory
+from qrhead_rag.ranking.context import document_name
+from qrhead_rag.ranking.loaded import LoadedRetrievers
+from qrhead_rag.ranking.options import Layout, ListOptions
 from qrhead_rag.ranking.retriever import QRRetriever
+from qrhead_rag.ranking.warn import warn_caller
+from qrhead_rag.ranking.warn import warnings_of_threads as warnings_of_threads  # noqa: PLC0414 - for integrations
 
-_IN_MEMORY = "in-memory:"  # prefix of a model without hub id or folder, which cannot be loaded again
-
-_loaded: "WeakValueDictionary[str, QRRetriever]" = WeakValueDictionary()
-_loading = Lock()
+_loaded = LoadedRetrievers()
 
 
 class ScorerOptions(BaseModel):
@@ -102,24 +101,16 @@ class ScorerOptions(BaseModel):
         if self.scorer is None:
             self._check_loadable()
             names = ScorerOptions.model_fields.keys() - {"options", "scorer"}
-            options = {**self.options, **{name: getattr(self, name) for name in names}}
-            with _loading:
-                scorer = _loaded.get(_key(options))
-                if scorer is None:
-                    scorer = QRRetriever.from_pretrained(**options)
-                    # Also under its full options, which an equal component reads from its serialized form.
-                    resolved = _loading_options(scorer)
-                    for known in (options, {**options, **resolved.pop("options"), **resolved}):
-                        _loaded.setdefault(_key(known), scorer)
-            self.scorer = scorer
+            self.scorer = _loaded.get({**self.options, **{name: getattr(self, name) for name in names}})
         return self.scorer
 
+    @staticmethod
+    def release_scorers() -> None:
+        """Let go of the models that are kept for components to come; those of living components stay."""
+        _loaded.release()
+
     def _check_loadable(self) -> None:
-        if self.model is not None and self.model.startswith(_IN_MEMORY):
-            raise ValueError(
-                f"the model of this {type(self).__name__} was a {self.model.removeprefix(_IN_MEMORY)} that lived in "
-                "memory only, so it cannot be loaded again; pass scorer= with a QRRetriever of it"
-            )
+        check_loadable(self.model, self, "pass scorer= with a QRRetriever of it")
 
     def __getstate__(self) -> dict[Any, Any]:
         """Pickled without the loaded model, which load_scorer() loads again."""
@@ -146,6 +137,8 @@ class RerankOptions(ScorerOptions):
         fuse_retrieval: weight of the first stage's order beside the heads' (1 counts both alike); documents then come
             back with the fused score. None ranks by the heads alone.
         title_key: metadata key of a document's title, which the prompt puts before the text.
+        on_blank_query: "raise" refuses a blank query; "keep_order" returns the first documents in the order they were
+            retrieved in, without new scores, with a warning.
 
     Raises:
         ValueError: an option out of range, or as in `ScorerOptions`.
@@ -159,6 +152,7 @@ class RerankOptions(ScorerOptions):
     max_tokens: int | None = None
     fuse_retrieval: float | None = None
     title_key: str | None = None
+    on_blank_query: Literal["raise", "keep_order"] = "raise"
 
     @model_validator(mode="after")
     def _check_selection(self) -> Self:
@@ -167,8 +161,10 @@ class RerankOptions(ScorerOptions):
 
     def rank(
         self, query: str, passages: Sequence[Passage], retrieval_scores: Sequence[float | None] | None = None
-    ) -> Ranking:
-        """The passages to keep, best first.
+    ) -> list[tuple[int, float | None]]:
+        """Indices of the passages to keep, best first, each with the score that orders it.
+
+        There are no scores where the query is blank and `on_blank_query` keeps the order.
 
         Args:
             query: the question.
@@ -176,6 +172,8 @@ class RerankOptions(ScorerOptions):
             retrieval_scores: of each by the first stage, for `fuse_retrieval`. Where any is missing the order of the
                 passages is taken for the first stage's, with a warning. None takes it without one.
         """
+        if self.on_blank_query == "keep_order" and isinstance(query, str) and not query.strip():
+            return [(index, None) for index in self._first(query, passages)]
         scores = None
         if self.fuse_retrieval is not None and retrieval_scores is not None:
             scores = [score for score in retrieval_scores if score is not None]
@@ -185,7 +183,25 @@ class RerankOptions(ScorerOptions):
                     "fuse_retrieval takes their order for that of the first stage"
                 )
                 scores = None
-        return self.load_scorer().rank(query, passages, retrieval_scores=scores, **self._selection())
+        try:
+            ranking = self.load_scorer().rank(query, passages, retrieval_scores=scores, **self._selection())
+        except NotFiniteError as error:
+            if error.document is not None:
+                error.add_note(f"The document is {document_name(passages, error.document)}.")
+            raise
+        return [(ranked.index, ranked.ordering_score) for ranked in ranking]
+
+    def _first(self, query: str, passages: Sequence[Passage]) -> list[int]:
+        """Indices of the passages to keep in the order in which they were retrieved."""
+        warn_caller(
+            f"the query is blank ({query!r}), so the documents keep the order they were retrieved in "
+            f"(on_blank_query={self.on_blank_query!r})"
+        )
+        counts = None
+        if self.max_tokens is not None:
+            counts = [self.load_scorer().count_tokens(passage.content) for passage in passages]
+        selection = Selection(top_n=self.top_n, max_tokens=self.max_tokens)
+        return select([0.0] * len(passages), selection, counts)
 
     def title_of(self, metadata: Mapping[str, Any]) -> str | None:
         """The title in a document's metadata."""
@@ -196,26 +212,33 @@ class RerankOptions(ScorerOptions):
         return {name: getattr(self, name) for name in ("top_n", "min_share", "max_tokens", "fuse_retrieval")}
 
 
-def _key(options: dict[str, Any]) -> str:
-    return repr(sorted(options.items()))
+def copy_containers(value: Any) -> Any:
+    """A copy of nested mappings, lists, tuples and sets; what else they hold, arrays say, is shared.
+
+    >>> metadata = {"pages": [3, 4]}
+    >>> copy_containers(metadata)["pages"] is metadata["pages"]
+    False
+    """
+    if isinstance(value, dict):
+        copied = copy(value)
+        copied.update((key, copy_containers(item)) for key, item in value.items())
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(map(copy_containers, value))
+    return copy(value) if isinstance(value, list | set) else value
 
 
 def _loading_options(scorer: QRRetriever) -> dict[str, Any]:
-    """The options that load an equal scorer, on any device."""
-    shipped = {heads.model for heads in shipped_head_sets()}
-    unnamed = not scorer.model.name_or_path and scorer.model_name not in shipped
-    list_options = scorer.options.model_dump(exclude_defaults=True, exclude={"layout", "instruction"})
-    return {
-        "model": f"{_IN_MEMORY}{scorer.model_name}" if unnamed else scorer.model_name,
-        "heads": scorer.heads,
-        "mode": scorer.mode,
-        "layout": scorer.layout,
-        "instruction": None if scorer.instruction == INSTRUCTION else scorer.instruction,
-        "options": list_options,
-    }
+    """The options of a component that load an equal scorer, on any device."""
+    options = {"instruction": None, "layout": scorer.layout, **scorer.loading_options()}
+    own = {name: options.pop(name) for name in ("model", "heads", "mode", "instruction", "layout")}
+    return {**own, "options": {name: value for name, value in options.items() if name in _FURTHER}}
+
+
+_FURTHER = {*ListOptions.model_fields, "revision", "gguf_file", "subfolder", "trust_remote_code"}
 
 
 def _agree(option: Any, actual: Any) -> bool:
     if isinstance(actual, HeadSet) and not isinstance(option, HeadSet):
         return option in (None, actual.name, actual.task, actual.heads)
-    return option is None or option == actual or str(option).startswith(_IN_MEMORY)
+    return option is None or option == actual or is_in_memory(option)

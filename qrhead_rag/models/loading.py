@@ -2,9 +2,9 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers import (
 from qrhead_rag.core.heads import EMBEDDED_MODEL, HeadChoice, HeadSet, Mode, ModelShape, choose_heads
 from qrhead_rag.models.embedded import EMBEDDED_PACKAGE, converted, embedded_gguf
 from qrhead_rag.models.quiet import quiet
-from qrhead_rag.models.shared import cut_layers, model_lock, whole_shape
+from qrhead_rag.models.shared import check_fork, cut_layers, model_lock, whole_shape
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class LoadedModel:
         name: hub id or folder.
         shape: layers and heads of the whole model.
         heads: the head set it was loaded for.
+        source: options of `load_model` that it was loaded with, where they are not the defaults, and no token of the
+            hub; empty for a model that was in memory.
 
     >>> loaded = share_model(model, tokenizer, heads=[(1, 0)], mode="late")
     >>> str(loaded.shape), loaded.heads.max_layer
@@ -47,11 +49,12 @@ class LoadedModel:
     name: str
     shape: ModelShape
     heads: HeadSet
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def lock(self) -> threading.RLock:
         """The model's lock, shared by everything that reads it."""
-        return model_lock(self.model)
+        return check_fork(model_lock(self.model))
 
 
 def share_model(
@@ -114,6 +117,7 @@ def load_model(
     """
     if device is not None and device_map is not None:
         raise ValueError(f"device={device!r} and device_map={device_map!r} exclude each other; give one of them")
+    named = {"device": device, "dtype": dtype, "device_map": device_map, **options}
     source, options = _source(name, options)
     name = str(name or EMBEDDED_MODEL)
     target = torch.device(device or _best_device()) if device_map is None else None
@@ -144,7 +148,16 @@ def load_model(
         model.to(target)
     # A retriever that shares the model knows it by its name, which for the embedded one is no folder's.
     model.name_or_path = name
-    return LoadedModel(model.eval(), tokenizer, name, shape, chosen)
+    return LoadedModel(model.eval(), tokenizer, name, shape, chosen, _without_defaults(named))
+
+
+def _without_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What loads the model again; each machine has a token of its own."""
+    return {
+        key: value
+        for key, value in options.items()
+        if value is not None and key != "token" and (key, value) != ("trust_remote_code", False)
+    }
 
 
 _TOKENIZER_OPTIONS = {

@@ -1,6 +1,5 @@
 """Load a model without the progress bars and reports of transformers."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -8,13 +7,15 @@ from functools import partial
 from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
-_switches = threading.Lock()  # they belong to the process
+from qrhead_rag.models.shared import check_fork, new_lock
+
+_switches = new_lock()  # they belong to the process
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars, and no report about the layers that are left out on purpose."""
-    with _switches:
+    with check_fork(_switches):
         verbosity = transformers_logging.get_verbosity()
         bars = transformers_logging.is_progress_bar_enabled()
         gguf_bar = modeling_gguf_pytorch_utils.tqdm  # this bar ignores the switch

@@ -1,13 +1,16 @@
 """What is known of a model in memory to everything in this process that reads it.
 
-State that a whole process shares stands in five places, and nowhere else: the lock of each model here, the lock around
-transformers' own switches in `quiet.py`, the pass under way in `core/attention_function.py`, the rerankers and the
-conversations that framework components share in `frameworks/scorer.py` and `frameworks/conversation.py`.
+State that a whole process shares stands in five places, and nowhere else: the locks here and what a fork leaves of
+them, the lock around transformers' own switches in `quiet.py`, the pass under way in `core/attention_function.py`, the
+retrievers and the conversations that framework components share in `ranking/loaded.py` and
+`frameworks/conversation.py`.
 """
 
+import os
 import threading
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qrhead_rag.core.heads import ModelShape
@@ -16,12 +19,59 @@ _WHOLE_LAYERS = "qrhead_whole_layers"
 
 _locks: "WeakKeyDictionary[PreTrainedModel, threading.RLock]" = WeakKeyDictionary()
 _locks_guard = threading.Lock()
+_all_locks: "WeakSet[threading.RLock]" = WeakSet()
+_ran_in: set[int] = set()  # ids of the processes in which models were run: of this one and those it was forked from
+_orphans: list[threading.RLock] = []  # locks that other threads held when this process was forked
 
 
 def model_lock(model: PreTrainedModel) -> threading.RLock:
     """The lock of a model, held while its tokenizer or its layers run: fast tokenizers are not thread-safe."""
     with _locks_guard:
-        return _locks.setdefault(model, threading.RLock())
+        return _locks.get(model) or _locks.setdefault(model, new_lock())
+
+
+def new_lock() -> threading.RLock:
+    """A lock for work on models; `check_fork` knows it."""
+    lock = threading.RLock()
+    _all_locks.add(lock)
+    return lock
+
+
+def check_fork(lock: threading.RLock) -> threading.RLock:
+    """The lock, before it is taken for work on a model.
+
+    A forked process has the memory of its parent and only one of its threads. What waits there for another, a parallel
+    operation of torch or a lock, waits for ever.
+
+    Raises:
+        RuntimeError: this process was forked from one that had run models on several threads, or held the lock.
+    """
+    _ran_in.add(os.getpid())
+    if len(_ran_in) > 1 and torch.get_num_threads() > 1:
+        raise RuntimeError(
+            "this process was forked from one that had loaded or run a model, and the threads of torch do not exist "
+            "here: the model would wait for them for ever; start processes by 'spawn' or 'forkserver', fork before the "
+            "first model is loaded, or call torch.set_num_threads(1) here first"
+        )
+    if any(lock is orphan for orphan in _orphans):
+        raise RuntimeError(
+            "this process was forked while another thread loaded or ran this model, and that thread does not exist "
+            "here: its lock is never released; start processes by 'spawn' or 'forkserver', or fork before the first "
+            "model is loaded"
+        )
+    return lock
+
+
+def _find_orphans() -> None:
+    for lock in _all_locks:
+        if lock.acquire(blocking=False):
+            lock.release()
+        else:
+            _orphans.append(lock)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_find_orphans)
 
 
 def whole_shape(config: PreTrainedConfig) -> ModelShape:

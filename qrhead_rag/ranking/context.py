@@ -4,9 +4,7 @@ The modes differ in how documents are run through the model (`listwise.py`, `per
 aggregation, truncation and errors are the same for all and start from a `Reading`.
 """
 
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -19,9 +17,10 @@ from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Selection
 from qrhead_rag.core.template import PromptTemplate
 from qrhead_rag.models.loading import LoadedModel
+from qrhead_rag.models.shared import check_fork
 from qrhead_rag.ranking.options import ListOptions
+from qrhead_rag.ranking.warn import warn_caller
 
-_OURS = ("qrhead_rag.", "langchain_qrhead.", "llama_index.postprocessor.qrhead.")
 _QUERY_RESERVE = 128  # tokens kept free for a query that is not known yet
 
 
@@ -73,7 +72,7 @@ class ListContext:
         readout: how their attention becomes scores.
         options: how lists are read.
         context_length: tokens that a prompt may have; None knows no limit.
-        lock: held while tokenizing and running the model.
+        model_lock: taken as `lock`, which is held while tokenizing and running the model.
         identity: names model, heads and mode in saved files.
     """
 
@@ -85,7 +84,7 @@ class ListContext:
     readout: Readout
     options: ListOptions
     context_length: int | None
-    lock: threading.RLock
+    model_lock: threading.RLock
     identity: dict[str, Any]
 
     @classmethod
@@ -102,7 +101,7 @@ class ListContext:
                 readout=options.readout or readout_of(loaded.heads, mode),
                 options=options,
                 context_length=options.context_length or getattr(config, "max_position_embeddings", None),
-                lock=loaded.lock,
+                model_lock=loaded.lock,
                 identity={
                     "model": loaded.name,
                     "shape": list(loaded.shape),
@@ -110,6 +109,21 @@ class ListContext:
                     "mode": mode,
                 },
             )
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The model's lock.
+
+        Raises:
+            RuntimeError: in a forked process, where the model would wait for ever.
+        """
+        return check_fork(self.model_lock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "what holds a model in memory, such as EncodedPassages, can be neither pickled nor deeply copied; expected "
+            "a QRRetriever, which is pickled by name, or a file (EncodedPassages.save)"
+        )
 
     def file_identity(self) -> dict[str, Any]:
         """What has to be the same where a saved list is read."""
@@ -234,21 +248,16 @@ class ListState(Protocol):
         ...
 
 
+def document_name(passages: Sequence[Passage], index: int) -> str:
+    """A document in messages: its index, with its id or title."""
+    return f"{index} ({passages[index].id or passages[index].title or 'untitled'})"
+
+
 def warn_of_truncation(passages: Sequence[Passage], truncated: Iterable[int]) -> None:
     """Say which documents are read only in part; they come back whole."""
-    names = [f"{index} ({passages[index].id or passages[index].title or 'untitled'})" for index in sorted(truncated)]
+    names = [document_name(passages, index) for index in sorted(truncated)]
     if names:
         warn_caller(
             f"only the beginning of document {', '.join(names)} is read: longer than the model's context leaves room "
             "for; split it into smaller chunks to have all of it read"
         )
-
-
-def warn_caller(message: str) -> None:
-    """Warn at the line that called the package or an integration, however deep within it the reason lies."""
-    frame, level, outermost = sys._getframe(), 0, 0
-    while frame.f_back is not None:
-        frame, level = frame.f_back, level + 1
-        if f"{frame.f_globals.get('__name__')}.".startswith(_OURS):
-            outermost = level
-    warnings.warn(message, UserWarning, stacklevel=outermost + 2)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Order, Selection
 from qrhead_rag.models.loading import LoadedModel, load_model, share_model
+from qrhead_rag.ranking.by_name import check_loadable, loading_options
 from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.context import ListContext, warn_of_truncation
 from qrhead_rag.ranking.encoded import EncodedPassages
@@ -176,6 +178,27 @@ class QRRetriever:
     def shape(self) -> ModelShape:
         """Layers and heads of the whole model, also when fewer are in memory."""
         return self._loaded.shape
+
+    def loading_options(self) -> dict[str, Any]:
+        """Options with which `from_pretrained` loads an equal retriever; `model` is "in-memory:…" where it cannot."""
+        return loading_options(self._loaded, self.mode, self.options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by name: it is loaded again, and what it has read is not kept.
+
+        Raises:
+            ValueError: the model lives in memory only.
+        """
+        options = self.loading_options()
+        check_loadable(options["model"], self, "save it (save_pretrained) and load it from there (from_pretrained)")
+        return partial(type(self).from_pretrained, **options), ()
+
+    def __copy__(self) -> Self:
+        """Itself, as `__deepcopy__`: it never changes, and its model is shared."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def __repr__(self) -> str:
         settings = f"heads={self.heads.name!r}, mode={self.mode!r}, readout={self.readout!r}"

@@ -13,10 +13,11 @@ from qrhead_rag.core.passage import Passage, as_passages
 from qrhead_rag.core.reading import Evidence, Reading
 from qrhead_rag.core.scoring import NotFiniteError
 from qrhead_rag.core.selection import Selection, rank_order
-from qrhead_rag.ranking.context import ListTooLongError, check_length, warn_caller, warn_of_truncation
+from qrhead_rag.ranking.context import ListTooLongError, check_length, warn_of_truncation
 from qrhead_rag.ranking.modes import new_list
 from qrhead_rag.ranking.result import Ranking
 from qrhead_rag.ranking.store import ListStore
+from qrhead_rag.ranking.warn import warn_caller
 
 _MEMORY_RAN_OUT = ("out of memory", "not enough memory", "can't allocate memory")  # accelerators, then CPUs
 

@@ -4,14 +4,16 @@ import copy
 import gc
 import pickle
 import threading
+import time
+import weakref
 
 import pytest
 import torch
 
-import qrhead_rag.frameworks.scorer
 from qrhead_rag import QRRetriever
 from qrhead_rag.frameworks.conversation import HistoryScorerOptions
 from qrhead_rag.frameworks.scorer import ScorerOptions
+from qrhead_rag.ranking.loaded import LoadedRetrievers
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (2, 1)]
@@ -87,15 +89,75 @@ def test_further_options_are_passed_on_and_recorded(folder):
     assert rebuilt.score("who counts?", long) == pytest.approx(scorer.score("who counts?", long), abs=1e-6)
 
 
-@pytest.mark.slow
-def test_a_model_that_no_component_holds_is_given_up(folder):
-    before = len(qrhead_rag.frameworks.scorer._loaded)
-    component = options(folder, instruction="Soon gone.")
-    component.load_scorer()
-    assert len(qrhead_rag.frameworks.scorer._loaded) > before
-    del component
+@pytest.fixture
+def loads(monkeypatch):
+    """How often a model was loaded, from now on."""
+    calls, from_pretrained = [], QRRetriever.from_pretrained
+    monkeypatch.setattr(
+        QRRetriever, "from_pretrained", lambda **options: calls.append(options) or from_pretrained(**options)
+    )
+    return calls
+
+
+def test_a_component_made_for_each_request_loads_its_model_once(folder, loads):
+    for _ in range(4):
+        options(folder, instruction="At each request.").load_scorer().score("who counts?", DOCUMENTS)
+    assert len(loads) == 1
+    ScorerOptions.release_scorers()
+    options(folder, instruction="At each request.").load_scorer()
+    assert len(loads) == 2
+
+
+def test_what_is_released_is_given_up_and_what_is_in_use_stays(folder):
+    used, unused = options(folder), options(folder, instruction="Soon gone.")
+    shared, gone = used.load_scorer(), weakref.ref(unused.load_scorer().model)
+    del unused
     gc.collect()
-    assert len(qrhead_rag.frameworks.scorer._loaded) == before
+    assert gone() is not None
+    ScorerOptions.release_scorers()
+    assert gone() is None
+    assert options(folder).load_scorer() is shared
+
+
+def test_the_last_models_are_kept_within_a_bound_in_bytes(folder):
+    size = options(folder).load_scorer().model.get_memory_footprint()
+    for keep_bytes, kept in {0: 0, size - 1: 0, size: 1, 2 * size: 2, 9 * size: 3}.items():
+        loaded = LoadedRetrievers(keep_bytes)
+        models = [
+            weakref.ref(loaded.get({"model": str(folder), "heads": HEADS, "instruction": text, "device": "cpu"}).model)
+            for text in ("a", "b", "c")
+        ]
+        gc.collect()
+        assert [model() is not None for model in models] == [False] * (3 - kept) + [True] * kept
+
+
+def test_what_is_read_counts_as_bytes_too(folder):
+    size = options(folder).load_scorer().model.get_memory_footprint()
+    loaded, wanted = LoadedRetrievers(size + 1000), {"model": str(folder), "heads": HEADS, "device": "cpu"}
+    loaded.get(wanted).score("who counts?", DOCUMENTS)
+    model = weakref.ref(loaded.get(wanted).model)
+    gc.collect()
+    assert model() is None
+
+
+def test_what_nobody_asks_for_is_let_go_of(folder):
+    loaded = LoadedRetrievers(keep_seconds=0.01)
+    model = weakref.ref(loaded.get({"model": str(folder), "heads": HEADS, "device": "cpu"}).model)
+    for _ in range(6000):
+        if model() is None:
+            break
+        time.sleep(0.01)
+    assert model() is None
+
+
+def test_a_file_that_was_written_anew_is_read_anew(folder, tmp_path):
+    heads = options(folder).load_scorer().heads
+    file = tmp_path / "heads.json"
+    heads.save(file)
+    first = options(folder, heads=file).load_scorer()
+    assert options(folder, heads=file).load_scorer() is first
+    heads.model_copy(update={"heads": ((0, 0),)}).save(file)
+    assert options(folder, heads=file).load_scorer().heads.heads == ((0, 0),)
 
 
 def test_an_injected_scorer_is_used_and_described(folder):
@@ -156,6 +218,13 @@ def test_an_option_that_contradicts_the_scorer_is_refused(tiny, contradiction):
     (name,) = contradiction
     with pytest.raises(ValueError, match=rf"{name}=.*contradicts scorer=.*leave {name} out"):
         ScorerOptions(scorer=tiny, **contradiction)
+
+
+def test_a_scorer_is_rebuilt_from_the_weights_that_it_was_loaded_from(folder):
+    scorer = QRRetriever.from_pretrained(folder, heads=HEADS, revision="v2", dtype=torch.bfloat16, token="secret")
+    component = ScorerOptions(scorer=scorer)
+    assert component.options == {"revision": "v2"}
+    assert "secret" not in component.model_dump_json()
 
 
 def test_an_option_that_agrees_with_the_scorer_is_fine(tiny):

@@ -82,6 +82,15 @@ def test_the_callers_documents_are_not_changed(reranker):
     assert all(document.metadata["vector"] is documents[int(document.id)].metadata["vector"] for document in reranked)
 
 
+def test_what_comes_back_shares_no_nested_metadata(reranker):
+    documents = documents_of(nested={"a": [1]}, pair=([2],))
+    before = copy.deepcopy(documents)
+    for document in reranker.compress_documents(documents, QUERY):
+        document.metadata["nested"]["a"].append(9)
+        document.metadata["pair"][0].append(9)
+    assert documents == before
+
+
 def test_subclass_id_and_metadata_come_back(reranker):
     class Page(Document):
         number: int = 0
@@ -124,6 +133,26 @@ def test_options_out_of_range_are_refused_by_name(options):
 def test_a_blank_query_is_refused(reranker):
     with pytest.raises(ValueError, match="query is blank"):
         reranker.compress_documents(documents_of(), " ")
+
+
+@pytest.mark.parametrize("options", [{"top_n": 2}, {"top_n": None, "max_tokens": 13}])
+def test_a_blank_query_may_keep_the_order(tiny, options):
+    reranker = QRHeadReranker(scorer=tiny, on_blank_query="keep_order", **options)
+    documents = documents_of(author="Ines")
+    with pytest.warns(UserWarning, match=r"the query is blank \(' '\)") as caught:
+        reranked = reranker.compress_documents(documents, " ")
+    assert warnings_of_call(caught)[0].filename == __file__
+    assert reranked == documents[: len(reranked)]
+    assert 0 < len(reranked) < len(documents)
+    assert scores(reranker.compress_documents(documents, QUERY))
+    with pytest.raises(TypeError, match="query must be str"):
+        reranker.compress_documents(documents, None)
+
+
+@pytest.mark.parametrize("documents", [["a text"], "a text", Document(page_content="alone"), [("text", 1)]])
+def test_what_is_no_document_is_refused_by_its_place(reranker, documents):
+    with pytest.raises(TypeError, match=r"document 0 is (str|tuple); expected a list of Document"):
+        reranker.compress_documents(documents, QUERY)
 
 
 class Runs(BaseCallbackHandler):

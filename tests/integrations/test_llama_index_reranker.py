@@ -28,6 +28,7 @@ from llama_index.postprocessor.qrhead import QRHeadReranker
 from pydantic import Field
 
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.warned import warnings_of_call
 
 TEXTS = ["The keeper counts the ships.", "Soup is served at noon.", "The lighthouse is tall.", "Fog hides the pier."]
 QUERY = "Who counts the ships?"
@@ -80,6 +81,17 @@ def test_the_callers_nodes_are_not_changed(tiny):
     assert {id(node) for node in reranked}.isdisjoint(map(id, nodes))
 
 
+def test_what_comes_back_shares_no_nested_metadata(tiny):
+    nodes = nodes_of(metadata={"pages": {"seen": [1, {2}], "both": ([3],)}})
+    before = copy.deepcopy(nodes)
+    for node in QRHeadReranker(scorer=tiny).postprocess_nodes(nodes, query_str=QUERY):
+        node.metadata["pages"]["seen"].append(9)
+        node.metadata["pages"]["seen"][1].add(9)
+        node.metadata["pages"]["both"][0].append(9)
+        node.metadata["more"] = 9
+    assert nodes == before
+
+
 def test_whatever_a_node_carries_comes_back(reranker):
     text = TextNode(
         text=TEXTS[0],
@@ -126,7 +138,7 @@ def test_a_node_of_no_text_is_kept_and_ranked_last(reranker, empty):
     nodes = [NodeWithScore(node=empty), *nodes_of()]
     reranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
     assert len(reranked) == 5
-    assert reranked[-1].node is empty
+    assert reranked[-1].node_id == empty.node_id
     assert reranked[-1].score == min(node.score for node in reranked)
 
 
@@ -167,7 +179,7 @@ def test_numpy_values_in_metadata_pass_through(reranker):
     nodes = nodes_of(metadata={"vector": np.arange(3), "page": np.int64(4)})
     reranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
     assert all(
-        node.metadata["vector"] is nodes[0].metadata["vector"] for node in reranked if node.node is nodes[0].node
+        node.metadata["vector"] is nodes[0].metadata["vector"] for node in reranked if node.node_id == nodes[0].node_id
     )
     assert len(reranked) == 4
 
@@ -234,6 +246,30 @@ def test_options_out_of_range_are_refused_by_name(options):
 def test_a_blank_query_is_refused(reranker):
     with pytest.raises(ValueError, match="query is blank"):
         reranker.postprocess_nodes(nodes_of(), query_str=" ")
+
+
+@pytest.mark.parametrize("query", [{"query_str": " \n"}, {"query_bundle": QueryBundle("")}, {}])
+def test_a_blank_query_may_keep_the_order(tiny, query):
+    reranker = QRHeadReranker(scorer=tiny, top_n=2, on_blank_query="keep_order", keep_retrieval_score=True)
+    nodes = nodes_of()
+    with pytest.warns(
+        UserWarning, match=r"the query is blank .* keep the order .*on_blank_query='keep_order'"
+    ) as caught:
+        reranked = reranker.postprocess_nodes(nodes, **query)
+    assert warnings_of_call(caught)[0].filename == __file__
+    assert [(node.text, node.score) for node in reranked] == [(node.text, node.score) for node in nodes[:2]]
+    assert reranker.postprocess_nodes(nodes, query_str=QUERY)[0].text == tiny.rank(QUERY, TEXTS)[0].passage.text
+
+
+@pytest.mark.parametrize("node", [TextNode(text="a"), "a", ("node", 1), None])
+def test_what_is_no_scored_node_is_refused_by_its_place(reranker, node):
+    with pytest.raises(TypeError, match=rf"node 4 is {type(node).__name__}; expected a list of NodeWithScore"):
+        reranker.postprocess_nodes([*nodes_of(), node], query_str=QUERY)
+
+
+def test_a_text_in_place_of_a_query_bundle_is_refused_with_the_way_out(reranker):
+    with pytest.raises(TypeError, match=r"query_bundle is str; expected a QueryBundle.* query_str="):
+        reranker.postprocess_nodes(nodes_of(), QUERY)
 
 
 class Events(BaseEventHandler):

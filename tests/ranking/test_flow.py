@@ -136,7 +136,7 @@ class LockTakenOnce:
 @pytest.mark.parametrize("mode", MODES)
 def test_no_call_takes_the_lock_again(mode, tmp_path):
     retriever = make(mode, context_length=2000)
-    object.__setattr__(store_of(retriever).context, "lock", LockTakenOnce())
+    object.__setattr__(store_of(retriever).context, "model_lock", LockTakenOnce())
     retriever.rank(QUERY, DOCUMENTS[:9], max_tokens=100)
     retriever.score(QUERY, DOCUMENTS[:9])
     retriever.head_scores(QUERY, DOCUMENTS[:9])

@@ -50,7 +50,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         check_budget(max_tokens, keep_last)
         self._max_tokens = max_tokens
         self._token_counter = token_counter
-        self._count = count_with(token_counter)
+        count_with(token_counter)  # refuses what cannot count; what it returns cannot be pickled
         self._keep_last = keep_last
         self._scorer = HistoryScorerOptions(**scorer)
 
@@ -72,7 +72,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         return await handler(request.override(messages=await asyncio.to_thread(self._trim, request)))
 
     def _trim(self, request: ModelRequest[ContextT]) -> list[AnyMessage]:
-        system = self._count(request.system_message) if request.system_message else 0
+        system = count_with(self._token_counter)(request.system_message) if request.system_message else 0
         kept = trim_messages_by_relevance(
             request.messages,
             max_tokens=max(1, self._max_tokens - system),

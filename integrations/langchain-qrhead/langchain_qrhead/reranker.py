@@ -8,7 +8,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 
 from qrhead_rag import Passage
-from qrhead_rag.frameworks.scorer import RerankOptions
+from qrhead_rag.frameworks.scorer import RerankOptions, copy_containers, warnings_of_threads
 
 RELEVANCE_SCORE = "relevance_score"
 
@@ -22,6 +22,7 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
     ScorerOptions choose the model: model, heads, mode, layout, instruction, device, dtype, options, or `scorer`, a
     loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, with
     fuse_retrieval beside the documents' own order, and title_key, the metadata key of a document's title.
+    on_blank_query="keep_order" returns the first documents, without new scores, where there is nothing to rank by.
 
     Raises:
         ValueError: an option out of range, or a contradiction between `scorer` and another option.
@@ -46,7 +47,8 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """As compress_documents, in a thread, so the event loop is not blocked."""
-        return await self._traced().ainvoke(_Input(documents, query), {"callbacks": callbacks})
+        with warnings_of_threads():
+            return await self._traced().ainvoke(_Input(documents, query), {"callbacks": callbacks})
 
     def _traced(self) -> "Runnable[_Input, list[Document]]":
         return RunnableLambda(self._rerank, name="QRHeadReranker")
@@ -55,10 +57,16 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
         documents, query = request
         if not documents:
             return []
-        passages = [
-            Passage(text=document.page_content, title=self.title_of(document.metadata)) for document in documents
-        ]
-        return [_with_score(documents[ranked.index], ranked.ordering_score) for ranked in self.rank(query, passages)]
+        passages = [self._passage(document, index) for index, document in enumerate(documents)]
+        return [_with_score(documents[index], score) for index, score in self.rank(query, passages)]
+
+    def _passage(self, document: Document, index: int) -> Passage:
+        if not isinstance(document, Document):
+            raise TypeError(
+                f"document {index} is {type(document).__name__}; expected a list of Document: "
+                "a text is Document(page_content=text)"
+            )
+        return Passage(text=document.page_content, title=self.title_of(document.metadata), id=document.id)
 
 
 class _Input(NamedTuple):
@@ -66,5 +74,6 @@ class _Input(NamedTuple):
     query: str
 
 
-def _with_score(document: Document, score: float) -> Document:
-    return document.model_copy(update={"metadata": {**document.metadata, RELEVANCE_SCORE: score}})
+def _with_score(document: Document, score: float | None) -> Document:
+    scores = {} if score is None else {RELEVANCE_SCORE: score}
+    return document.model_copy(update={"metadata": {**copy_containers(document.metadata), **scores}})

@@ -9,7 +9,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from qrhead_rag import Passage
-from qrhead_rag.frameworks.scorer import RerankOptions
+from qrhead_rag.frameworks.scorer import RerankOptions, copy_containers, warnings_of_threads
 
 RETRIEVAL_SCORE = "retrieval_score"
 
@@ -22,7 +22,7 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
     ScorerOptions choose the model: model, heads, mode, layout, instruction, device, dtype, options, or `scorer`, a
     loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, with
     fuse_retrieval beside the nodes' own scores, and title_key, the metadata key of a node's title. The input nodes are
-    not changed.
+    not changed. on_blank_query="keep_order" returns the first nodes as they are where there is nothing to rank by.
 
     Attributes:
         keep_retrieval_score: keep a node's earlier score in its metadata as "retrieval_score", hidden from the language
@@ -48,9 +48,12 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         if query_bundle is None:
-            raise ValueError(
-                "QRHeadReranker found no query to rank by; pass query_str= or query_bundle= to postprocess_nodes"
-            )
+            if self.on_blank_query == "raise":
+                raise ValueError(
+                    "QRHeadReranker found no query to rank by; pass query_str= or query_bundle= to postprocess_nodes"
+                )
+            query_bundle = QueryBundle("")
+        _check_kinds(nodes, query_bundle)
         query, top_n, model = query_bundle.query_str, self.top_n or len(nodes), self.name_of_model
         dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=model))
         payload: dict[str, Any] = {
@@ -64,27 +67,46 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
             if nodes:
                 passages = [self._passage(scored.node) for scored in nodes]
                 ranking = self.rank(query, passages, [scored.score for scored in nodes])
-                reranked = [self._with_score(nodes[ranked.index], ranked.ordering_score) for ranked in ranking]
+                reranked = [self._with_score(nodes[index], score) for index, score in ranking]
             event.on_end(payload={EventPayload.NODES: reranked})
         dispatcher.event(ReRankEndEvent(nodes=reranked))
         return reranked
 
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        with warnings_of_threads():
+            return await super()._apostprocess_nodes(nodes, query_bundle)
+
     def _passage(self, node: BaseNode) -> Passage:
         if not node.get_content(metadata_mode=MetadataMode.NONE).strip():
-            return Passage(text="")  # metadata alone would rank an image by the name of its file
+            return Passage(text="", id=node.node_id)  # metadata alone would rank an image by the name of its file
         title = self.title_of(node.metadata)
-        if title is None:
-            return Passage(text=node.get_content(metadata_mode=self.metadata_mode))
-        untitled = _hide_metadata(node, str(self.title_key))
-        return Passage(text=untitled.get_content(metadata_mode=self.metadata_mode), title=title)
+        if title is not None:
+            node = _hide_metadata(node, str(self.title_key))
+        return Passage(text=node.get_content(metadata_mode=self.metadata_mode), title=title, id=node.node_id)
 
-    def _with_score(self, retrieved: NodeWithScore, score: float) -> NodeWithScore:
+    def _with_score(self, retrieved: NodeWithScore, score: float | None) -> NodeWithScore:
         node = retrieved.node
+        metadata = copy_containers(node.metadata)
         if self.keep_retrieval_score:
-            retrieval_score = None if retrieved.score is None else float(retrieved.score)
             node = _hide_metadata(node, RETRIEVAL_SCORE)
-            node.metadata = {**node.metadata, RETRIEVAL_SCORE: retrieval_score}
-        return retrieved.model_copy(update={"node": node, "score": score})
+            metadata[RETRIEVAL_SCORE] = None if retrieved.score is None else float(retrieved.score)
+        node = node.model_copy(update={"metadata": metadata})
+        return retrieved.model_copy(update={"node": node, "score": retrieved.score if score is None else score})
+
+
+def _check_kinds(nodes: list[NodeWithScore], query_bundle: QueryBundle) -> None:
+    if not isinstance(query_bundle, QueryBundle):
+        raise TypeError(
+            f"query_bundle is {type(query_bundle).__name__}; expected a QueryBundle: a text goes into query_str="
+        )
+    for index, node in enumerate(nodes):
+        if not isinstance(node, NodeWithScore):
+            raise TypeError(
+                f"node {index} is {type(node).__name__}; expected a list of NodeWithScore: a node is "
+                "NodeWithScore(node=node), a text NodeWithScore(node=TextNode(text=text))"
+            )
 
 
 def _hide_metadata(node: BaseNode, key: str) -> BaseNode:
