@@ -2,7 +2,9 @@
 
 What is kept or left out is a turn: a user message with everything up to the next one, so that an answer never stands
 without its question. A tool result that arrives after the user has spoken again joins the turns in between to one, so
-that it never stands without its call. The functions know nothing of any framework's messages, and change nothing.
+that it never stands without its call. Tokens are counted of whole turns beside the system messages, as they would be
+sent: a provider refuses to count anything else. The functions know nothing of any framework's messages, and change
+nothing.
 
 Turns are ranked for a question from one list a conversation that grows with it. Frameworks hand over the whole
 conversation at every turn, and one component may serve many. A conversation is therefore recognised by its turns:
@@ -12,7 +14,7 @@ a conversation of which at least half remains.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from threading import Lock
@@ -21,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.passage import as_passages
-from qrhead_rag.core.selection import Selection, rank_order, select
+from qrhead_rag.core.selection import Selection, rank_order
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.ranking.cache import ByteCache, content_key
 from qrhead_rag.ranking.context import ListState, ListTooLongError, warn_of_truncation
@@ -43,30 +45,27 @@ class Message:
 
     Attributes:
         text: what is scored; empty for a message of images alone.
-        tokens: what the message costs, by the caller's way of counting.
         role: "system" is always kept, "user" starts a turn.
         calls: ids of the tool calls it makes.
-        answers: id of the tool call it is the result of.
+        answers: ids of the tool calls it has results of.
 
-    >>> Message("look it up", tokens=3, role="user").calls
+    >>> Message("look it up", role="user").calls
     ()
     """
 
     text: str
-    tokens: int
     role: Literal["system", "user", "other"] = "other"
     calls: tuple[str, ...] = ()
-    answers: str | None = None
+    answers: tuple[str, ...] = ()
 
 
 def split_turns(messages: Sequence[Message]) -> list[list[int]]:
     """Indices of the messages of each turn, oldest first; system messages belong to no turn.
 
-    >>> hello, reply = Message("hello", 1, "user"), Message("good morning", 2)
+    >>> hello, reply = Message("hello", "user"), Message("good morning")
     >>> split_turns([hello, reply, hello, reply])
     [[0, 1], [2, 3]]
-    >>> late = [Message("look it up", 3, "user"), Message("", 1, calls=("a",)), hello, Message("found", 1, answers="a")]
-    >>> split_turns(late)
+    >>> split_turns([Message("look", "user"), Message("", calls=("a",)), hello, Message("nothing", answers=("a",))])
     [[0, 1, 2, 3]]
     """
     turns: list[list[int]] = []
@@ -76,11 +75,11 @@ def split_turns(messages: Sequence[Message]) -> list[list[int]]:
             continue
         if message.role == "user" or not turns:
             turns.append([])
-        if message.answers is not None:
-            first = turn_of_call.get(message.answers, len(turns) - 1)
-            if first < len(turns) - 1:
-                turns[first:] = [[earlier for turn in turns[first:] for earlier in turn]]
-                turn_of_call = {call: min(turn, first) for call, turn in turn_of_call.items()}
+        last = len(turns) - 1
+        first = min([turn_of_call.get(call, last) for call in message.answers], default=last)
+        if first < last:
+            turns[first:] = [[earlier for turn in turns[first:] for earlier in turn]]
+            turn_of_call = {call: min(turn, first) for call, turn in turn_of_call.items()}
         turns[-1].append(index)
         turn_of_call |= dict.fromkeys(message.calls, len(turns) - 1)
     return turns
@@ -90,9 +89,11 @@ def choose_messages(
     messages: Sequence[Message],
     query: str | None,
     *,
+    count_tokens: Callable[[Sequence[int]], int],
     max_tokens: int,
     keep_last: int,
     rank_turns: RankTurns,
+    start_on_user: bool = False,
 ) -> list[int]:
     """Indices of the messages to show, in their original order.
 
@@ -103,36 +104,52 @@ def choose_messages(
     Args:
         messages: the conversation, oldest first.
         query: what the turns are ranked by; None or blank stands for the last user message that has text.
+        count_tokens: what the messages of these indices cost, sent together. It is asked for the whole, then for single
+            turns and for the choice, each with the system messages, so that what every request costs counts once.
         max_tokens: what the messages may cost together.
         keep_last: how many messages count as recent.
         rank_turns: (query, texts) to indices of the texts, best first. It is given the text of every turn before the
             last that could fit in `max_tokens`, so its input stays the same while the last turn grows.
+        start_on_user: leave out what stands before the first user message, unless it is all there is.
     """
     turns = split_turns(messages)
-    if not turns:
-        return list(range(len(messages)))
-    costs = [sum(messages[index].tokens for index in turn) for turn in turns]
+    if start_on_user and len(turns) > 1 and messages[turns[0][0]].role != "user":
+        del turns[0]
     system = [index for index, message in enumerate(messages) if message.role == "system"]
-    left = max_tokens - sum(messages[index].tokens for index in system) - costs[-1]
-    if sum(costs[:-1]) <= left:
-        return list(range(len(messages)))
+    last = len(turns) - 1
+
+    def with_system(chosen: Iterable[int]) -> list[int]:
+        return sorted([*system, *(index for turn in chosen for index in turns[turn])])
+
+    everything = with_system(range(len(turns)))
+    if last < 1 or (whole := count_tokens(everything)) <= max_tokens:
+        return everything
+    least = count_tokens(with_system([last]))
+    if (left := max_tokens - least) <= 0:
+        return with_system([last])
+    alone = [count_tokens(with_system([turn])) for turn in range(last)]
+    counted_each_time = (sum(alone) + least - whole) // last
+    costs = [max(0, tokens - counted_each_time) for tokens in alone]
 
     query = query if query and query.strip() else _last_question(messages)
-    kept, recent = {len(turns) - 1}, len(turns[-1])
-    for turn in range(len(turns) - 2, -1, -1):
+    kept, recent = [last], len(turns[last])
+    for turn in range(last - 1, -1, -1):
         if (query is not None and recent >= keep_last) or costs[turn] > left:
             break
-        kept.add(turn)
+        kept.append(turn)
         recent += len(turns[turn])
         left -= costs[turn]
 
-    older = [turn for turn in range(len(turns) - 1) if costs[turn] <= max_tokens]
+    older = [turn for turn in range(last) if costs[turn] <= max_tokens]
     if query is not None and any(costs[turn] <= left for turn in older if turn not in kept):
         texts = ["\n".join(messages[index].text for index in turns[turn] if messages[index].text) for turn in older]
-        ranking = [older[index] for index in rank_turns(query, texts)]
-        ranking = [turn for turn in ranking if turn not in kept and costs[turn] <= left]
-        kept |= set(select(costs, Selection(max_tokens=max(left, 1)), token_counts=costs, ranking=ranking))
-    return sorted([*system, *(index for turn in kept for index in turns[turn])])
+        for turn in (older[index] for index in rank_turns(query, texts)):
+            if turn not in kept and costs[turn] <= left:
+                kept.append(turn)
+                left -= costs[turn]
+    while len(kept) > 1 and count_tokens(with_system(kept)) > max_tokens:  # where turns cost more together than alone
+        kept.pop()
+    return with_system(kept)
 
 
 def _last_question(messages: Sequence[Message]) -> str | None:

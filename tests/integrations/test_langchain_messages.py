@@ -162,6 +162,7 @@ def test_options_that_describe_a_scorer_serve_as_one(scorer):
         ({"max_tokens": 0}, ValueError),
         ({"max_tokens": 2.5}, ValueError),
         ({"keep_last": 0}, ValueError),
+        ({"start_on": "ai"}, ValueError),
         ({"token_counter": 3}, TypeError),
         ({"query": 3}, TypeError),
     ],
@@ -170,3 +171,5 @@ def test_wrong_options_are_refused_by_name(scorer, options, error):
     (name,) = options
     with pytest.raises(error, match=name):
         trim(HISTORY, scorer, **options)
+    with pytest.raises(error, match=name):
+        trim(None, scorer, **options)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -11,22 +11,27 @@ except ImportError as error:
     raise ImportError(
         "QRHeadMemoryMiddleware needs the package langchain; install it with `pip install langchain-qrhead[agents]`"
     ) from error
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AnyMessage
 
-from langchain_qrhead.messages import TokenCounter, check_budget, count_with, trim_messages_by_relevance
+from langchain_qrhead.messages import check_budget, trim_conversation
+from langchain_qrhead.tokens import TokenCounter, TokenCounts
 from qrhead_rag.frameworks.conversation import KEEP_LAST, HistoryScorerOptions
 
 
 class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, ResponseT]):
     """Trims what the model of `create_agent` sees to a token budget, by relevance to the latest user message.
 
-    The stored messages are not changed. The selection is that of `trim_messages_by_relevance`; the system prompt
-    counts towards the budget.
+    The stored messages are not changed. The selection is that of `trim_messages_by_relevance`; the system prompt and
+    the schemas of the tools and of a structured answer count towards the budget. Summaries that another middleware
+    writes are kept. One that replaces messages in the call of the model alone, as that of deepagents, stands before
+    this one, so that it summarizes the whole conversation.
 
     Args:
-        max_tokens: budget of the system prompt and messages together.
-        token_counter: as for `trim_messages`.
+        max_tokens: budget of the system prompt, the schemas and the messages together.
+        token_counter: as for `trim_messages_by_relevance`. A counter that knows nothing of tools counts their JSON.
         keep_last: number of latest messages that are kept regardless of relevance, with their whole turns.
+        start_on: "human" leaves out what stands before the first user message.
         scorer: the options of ScorerOptions: model, heads, mode (here `late`), layout, instruction, device, dtype,
             options, or `scorer`, a loaded QRRetriever, which may be shared.
 
@@ -44,14 +49,15 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         max_tokens: int,
         token_counter: TokenCounter = "approximate",
         keep_last: int = KEEP_LAST,
+        start_on: Literal["human"] | None = None,
         **scorer: Any,
     ) -> None:
         super().__init__()
-        check_budget(max_tokens, keep_last)
+        check_budget(max_tokens, keep_last, start_on)
         self._max_tokens = max_tokens
-        self._token_counter = token_counter
-        count_with(token_counter)  # refuses what cannot count; what it returns cannot be pickled
+        self._counts = TokenCounts(token_counter)
         self._keep_last = keep_last
+        self._start_on = start_on
         self._scorer = HistoryScorerOptions(**scorer)
 
     # Quoted, so that it is not evaluated: the result of the oldest langchain is not generic.
@@ -72,12 +78,45 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
         return await handler(request.override(messages=await asyncio.to_thread(self._trim, request)))
 
     def _trim(self, request: ModelRequest[ContextT]) -> list[AnyMessage]:
-        system = count_with(self._token_counter)(request.system_message) if request.system_message else 0
-        kept = trim_messages_by_relevance(
-            request.messages,
-            max_tokens=max(1, self._max_tokens - system),
-            token_counter=self._token_counter,
+        system = [request.system_message] if request.system_message else []
+        summary, replaced = _pending_summary(request)
+        kept = trim_conversation(
+            [*summary, *request.messages[replaced:]],
+            query=None,
+            count_tokens=self._counts.beside(system, [*request.tools, *_answer_schemas(request.response_format)]),
+            max_tokens=self._max_tokens,
             keep_last=self._keep_last,
-            scorer=self._scorer,
+            start_on=self._start_on,
+            options=self._scorer,
         )
-        return cast("list[AnyMessage]", kept)
+        return [*request.messages[:replaced], *cast("list[AnyMessage]", kept[len(summary) :])]
+
+
+def _pending_summary(request: ModelRequest[Any]) -> tuple[list[AnyMessage], int]:
+    """The summary that a middleware behind this one is about to put in place of the first messages, and their number.
+
+    deepagents leaves the messages in the state and replaces them by position, so these must stay where they are.
+    """
+    event = cast("dict[str, Any]", request.state).get("_summarization_event")
+    if not event or event["summary_message"] in request.messages:
+        return [], 0
+    return [event["summary_message"]], event["cutoff_index"]
+
+
+def _answer_schemas(response_format: Any) -> list[dict[str, Any]]:
+    """The schemas of a structured answer, as tools: that is what they are for most models."""
+    if response_format is None:
+        return []
+    if isinstance(response_format, ProviderStrategy):
+        specs = [response_format.schema_spec]
+    elif isinstance(response_format, ToolStrategy):
+        specs = response_format.schema_specs
+    else:
+        specs = ToolStrategy(getattr(response_format, "schema", response_format)).schema_specs
+    return [
+        {
+            "type": "function",
+            "function": {"name": spec.name, "description": spec.description, "parameters": spec.json_schema},
+        }
+        for spec in specs
+    ]

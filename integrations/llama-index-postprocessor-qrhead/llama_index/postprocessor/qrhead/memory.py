@@ -5,15 +5,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    CitableBlock,
+    CitationBlock,
+    MessageRole,
+    ThinkingBlock,
+    ToolCallBlock,
+)
 from llama_index.core.memory import Memory
 from llama_index.core.prompts import RichPromptTemplate
 from pydantic import Field, field_validator
 
 from qrhead_rag.frameworks.conversation import KEEP_LAST, HistoryScorerOptions, Message, choose_messages, rank_history
+from qrhead_rag.frameworks.tool_calls import ids_answered, ids_made
 
 _SYSTEM = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
-_RESULT = (MessageRole.TOOL, MessageRole.FUNCTION)
+_COUNTED = ("text", "image", "audio", "video", "document", "cache")  # by Memory
 
 
 class QRHeadMemory(HistoryScorerOptions, Memory):
@@ -74,26 +82,50 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
         return await Memory.aget(selection, input=input, **block_kwargs)
 
     def _choose(self, history: list[ChatMessage], query: str | None, max_tokens: int) -> list[ChatMessage]:
+        tokens = [self._estimate_token_count(message) for message in history]
         kept = choose_messages(
-            [self._message(message) for message in history],
+            [_message(message) for message in history],
             query,
+            count_tokens=lambda indices: sum(tokens[index] for index in indices),
             max_tokens=max_tokens,
             keep_last=self.keep_last,
             rank_turns=lambda question, texts: rank_history(self.load_scorer(), question, texts),
         )
         return [history[index] for index in kept]
 
-    def _message(self, message: ChatMessage) -> Message:
-        extra = message.additional_kwargs
-        calls = [block.tool_call_id for block in message.blocks if isinstance(block, ToolCallBlock)]
-        calls += [call.get("id") for call in extra.get("tool_calls") or [] if isinstance(call, dict)]
-        return Message(
-            text=message.content or "",
-            tokens=self._estimate_token_count(message),
-            role="system" if message.role in _SYSTEM else "user" if message.role == MessageRole.USER else "other",
-            calls=tuple(call for call in calls if call),
-            answers=extra.get("tool_call_id") if message.role in _RESULT else None,
-        )
+    def _estimate_token_count(self, message_or_blocks: Any) -> int:
+        """As Memory's, and the blocks that it counts as nothing: tool calls, thoughts, citations, and kinds to come."""
+        items = message_or_blocks if isinstance(message_or_blocks, list) else [message_or_blocks]
+        uncounted = sum(self._uncounted_tokens(item) for item in items if isinstance(item, ChatMessage))
+        return super()._estimate_token_count(message_or_blocks) + uncounted
+
+    def _uncounted_tokens(self, message: ChatMessage) -> int:
+        tokens, counted_calls = 0, ids_made(message.additional_kwargs)
+        for block in message.blocks:
+            if isinstance(block, CitableBlock | CitationBlock):
+                content: list[Any] = block.content if isinstance(block, CitableBlock) else [block.cited_content]
+                tokens += super()._estimate_token_count(content)
+                tokens += len(self.tokenizer_fn(f"{block.title} {block.source}"))
+            elif isinstance(block, ThinkingBlock):
+                tokens += len(self.tokenizer_fn(block.content or ""))
+            elif block.block_type not in _COUNTED and getattr(block, "tool_call_id", None) not in counted_calls:
+                tokens += len(self.tokenizer_fn(block.model_dump_json()))
+        return tokens
+
+
+def _message(message: ChatMessage) -> Message:
+    extra = message.additional_kwargs
+    calls = [block.tool_call_id for block in message.blocks if isinstance(block, ToolCallBlock)]
+    answers = ids_answered(extra)
+    if message.role == MessageRole.FUNCTION and not answers:  # the oldest format knows pairs by name
+        answers = [extra["name"]] if extra.get("name") else []
+    is_user = message.role == MessageRole.USER and not answers
+    return Message(
+        text=message.content or "",
+        role="system" if message.role in _SYSTEM else "user" if is_user else "other",
+        calls=tuple(call for call in [*calls, *ids_made(extra)] if call),
+        answers=tuple(answers),
+    )
 
 
 @dataclass(frozen=True)
