@@ -548,7 +548,7 @@ def test_no_mode_is_the_mode_of_the_heads(tmp_path):
     retriever.heads.model_copy(update={"mode": "late"}).save(path)
     late = QRRetriever(model, tokenizer, heads=path)
     assert (late.mode, late.rank("lamp", ["a lamp", "a boat"]).mode) == ("late", "late")
-    assert "mode='late', readout='evidence'" in repr(late)
+    assert "mode='late', readout='published'" in repr(late)
     assert QRRetriever(model, tokenizer, heads=path, mode="independent").mode == "independent"
 
 
