@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.bm25 import BM25, unmatched_warning
-from qrhead_rag.datasets.examples import LabelledExample
+from qrhead_rag.datasets.examples import HIGHEST_GRADE, LabelledExample
 from qrhead_rag.datasets.records import (
     Identifier,
     MalformedRecord,
@@ -178,6 +178,6 @@ def _judgement(row: str) -> _Judgement:
         grade = float(score)
     except ValueError:
         grade = float("nan")
-    if not grade.is_integer():
-        raise ValueError(f"score {score!r} is not a whole number; expected such as 0, 1 or 2")
+    if not grade.is_integer() or grade > HIGHEST_GRADE:
+        raise ValueError(f"score {score!r} is not a whole number up to {HIGHEST_GRADE}; expected such as 0, 1 or 2")
     return _Judgement(query, document, int(grade))

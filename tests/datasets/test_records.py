@@ -100,6 +100,15 @@ def test_an_id_of_several_documents_is_no_label(tmp_path, format, record):
         load_examples(path, format=format)
 
 
+def test_a_grade_that_trec_eval_has_no_room_for_is_refused(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(
+        json.dumps({"query": "q?", "documents": ["a"], "relevant": [0], "grades": [2**31]}), encoding="utf-8"
+    )
+    with pytest.raises(DatasetError, match=r"records\.jsonl:1: .*grades \[2147483648\]: .* a grade from 1 to 1000000"):
+        load_examples(path)
+
+
 def passages(text):
     return [(line, passage.text) for line, passage in parse_passages(text.encode(), "jsonl", "chunks.jsonl")]
 
