@@ -61,7 +61,7 @@ versions: .venv/.oldest-ready
 
 VERSION_TESTS := $(addprefix tests/,$(addsuffix .py,test_versions test_imports $(addprefix core/test_,attention parity prompt heads) datasets/test_words \
 	ranking/test_explain frameworks/test_scorer $(addprefix integrations/test_,frameworks langchain_reranker langchain_messages \
-	langchain_middleware llama_index_reranker llama_index_memory)))
+	langchain_middleware langchain_pairs langchain_tokens llama_index_reranker llama_index_memory llama_index_blocks)))
 
 soak: .venv/.test-ready
 	$(BIN)/pytest -m soak

@@ -94,6 +94,7 @@ def test_the_readme_shows_what_its_code_prints(name, capsys):
         "langchain_qrhead.messages",
         "langchain_qrhead.middleware",
         "langchain_qrhead.reranker",
+        "langchain_qrhead.tokens",
         "llama_index.postprocessor.qrhead.memory",
         "llama_index.postprocessor.qrhead.reranker",
     ],

@@ -57,6 +57,7 @@ COUNTERS = {
     "bound": (MODEL.bind(stop=["x"]), 16),
     "configured": (MODEL.with_config(tags=["x"]), 16),
     "retried": (MODEL.with_retry(), 16),
+    "with fallbacks": (MODEL.with_fallbacks([MODEL]), 16),
     "with tools": (MODEL.bind_tools([look]), 26),
     "with tools, bound and retried": (MODEL.bind_tools([look]).bind(stop=["x"]).with_retry(), 26),
     "method": (MODEL.get_num_tokens_from_messages, 16),

@@ -76,7 +76,8 @@ class TokenCounts:
         self, system: Sequence[BaseMessage], tools: Sequence[Any], schemas: str, messages: Sequence[BaseMessage]
     ) -> int:
         together = [*system, *messages]
-        key = blake2b(repr((together, schemas)).encode(), digest_size=16).digest()
+        content = [(message.type, vars(message)) for message in together]  # a message's own repr is slow
+        key = blake2b(repr((content, schemas)).encode(), digest_size=16).digest()
         tokens = self._remembered.get(key)
         if tokens is None:
             if len(self._remembered) >= _REMEMBERED:
