@@ -30,8 +30,8 @@ _line: ContextVar[_Line | None] = ContextVar("qrhead_line_of_caller", default=No
 def warn_caller(message: str) -> None:
     """Warn at the line of the caller's that led here, however deep within packages the reason lies.
 
-    In a thread it is the line that `warnings_of_threads` has seen. An application that is itself installed among the
-    packages has no such line; the warning then names what called this package or an integration.
+    In a thread it is the line that `warnings_of_threads` has seen. Where there is none, as in a task that a framework
+    started or in an application that is itself installed, the warning names what called this package or an integration.
     """
     line = _line_of_caller() or _line.get() or _line_outside()
     registry = line.module.setdefault("__warningregistry__", {})

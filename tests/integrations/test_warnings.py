@@ -9,10 +9,12 @@ from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_qrhead import QRHeadReranker as LangChainReranker
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever as LlamaIndexRetriever
 from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.postprocessor.qrhead import QRHeadMemory
 from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranker
 
 from qrhead_rag import QRRetriever
@@ -36,28 +38,28 @@ class Nodes(LlamaIndexRetriever):
         return NODES
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def scorer():
     options = {"mode": "late", "context_length": 400, "piece_tokens": None}
     return QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0)], **options)
 
 
 @pytest.fixture
-def langchain(scorer):
+def compression_retriever(scorer):
     return ContextualCompressionRetriever(base_compressor=LangChainReranker(scorer=scorer), base_retriever=Documents())
 
 
 @pytest.fixture
-def llama_index(scorer):
+def query_engine(scorer):
     reranker = LlamaIndexReranker(scorer=scorer)
     return RetrieverQueryEngine.from_args(Nodes(), llm=MockLLM(max_tokens=5), node_postprocessors=[reranker])
 
 
-@pytest.mark.parametrize("framework", ["langchain", "llama_index"])
+@pytest.mark.parametrize("framework", ["compression_retriever", "query_engine"])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_warning_names_the_users_line_and_the_id(framework, is_async, request):
     component = request.getfixturevalue(framework)
-    name = {"langchain": "invoke", "llama_index": "query"}[framework]
+    name = {"compression_retriever": "invoke", "query_engine": "query"}[framework]
 
     async def within_a_task():
         return await asyncio.gather(asyncio.create_task(in_a_task()))
@@ -73,6 +75,14 @@ def test_a_warning_names_the_users_line_and_the_id(framework, is_async, request)
     warning = next(w for w in warnings_of_call(caught) if "only the beginning" in str(w.message))
     assert warning.filename == __file__
     assert "component" in inspect.getsource(sys.modules[__name__]).splitlines()[warning.lineno - 1]
+
+
+async def test_a_warning_of_a_memory_names_the_users_line(scorer):
+    memory = QRHeadMemory.from_defaults(scorer=scorer, token_limit=600, keep_last=1)
+    await memory.aset([ChatMessage(role="user", content=text) for text in (LONG, "Short.", LONG, "who counts?")])
+    with pytest.warns(UserWarning, match="only the beginning") as caught:
+        await memory.aget()
+    assert warnings_of_call(caught)[0].filename == __file__
 
 
 def test_where_no_line_is_the_users_the_caller_of_the_package_is_named(scorer, monkeypatch):

@@ -18,6 +18,7 @@ from llama_index.core.prompts import RichPromptTemplate
 from pydantic import Field, field_validator
 
 from qrhead_rag.frameworks.conversation import KEEP_LAST, HistoryScorerOptions, Message, choose_messages, rank_history
+from qrhead_rag.frameworks.scorer import warnings_of_threads
 from qrhead_rag.frameworks.tool_calls import ids_answered, ids_made
 
 _SYSTEM = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
@@ -77,7 +78,8 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
         limit = max(1, self.token_limit - initial_token_count)
         share = self.chat_history_token_ratio if self.memory_blocks else 1.0
         query = input.content if isinstance(input, ChatMessage) else input
-        kept = await asyncio.to_thread(self._choose, history, query, int(limit * share))
+        with warnings_of_threads():
+            kept = await asyncio.to_thread(self._choose, history, query, int(limit * share))
         selection = self.model_copy(update={"sql_store": _SelectedMessages(kept), "token_limit": limit})
         return await Memory.aget(selection, input=input, **block_kwargs)
 
