@@ -238,7 +238,7 @@ def read_jsonl(path: Path) -> ParsedExamples:
     return parse_records(path, json_records(path), _Plain, examples)
 
 
-def write_jsonl(examples: Sequence[LabelledExample], path: Path) -> None:
+def write_jsonl(examples: Sequence[LabelledExample], path: str | Path) -> None:
     """Write examples as plain JSONL, which `read_jsonl` reads back equal: a way to reuse candidate lists."""
     write_json_lines(path, (example.model_dump() for example in examples))
 

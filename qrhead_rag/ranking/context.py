@@ -227,7 +227,7 @@ class ListState(Protocol):
         ...
 
     def ask(self, queries: Sequence[str]) -> list[Reading]:
-        """c(t) of every selected head over the list, for each query; what has not been run is run.
+        """What every selected head reads of the list, for each query; what has not been run is run.
 
         Raises:
             ListTooLongError: the list does not fit the context together with a query.

@@ -82,7 +82,7 @@ class ListwiseList:
             self._run(self._layout.ids, show_progress)
 
     def ask(self, queries: Sequence[str]) -> list[Reading]:
-        """c(t) of every selected head, for each query; the queries share passes.
+        """What every selected head reads of the list, for each query; the queries share passes.
 
         Raises:
             ListTooLongError: the list does not fit the context together with a query.

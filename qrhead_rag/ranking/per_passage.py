@@ -140,7 +140,7 @@ class PerPassage(ABC):
             self._store.cache.put(content_key("passage", text), passage)
 
     def ask(self, queries: Sequence[str]) -> list[Reading]:
-        """c(t) of every selected head, for each query; the queries share passes.
+        """What every selected head reads of the list, for each query; the queries share passes.
 
         Raises:
             ListTooLongError: the longest piece does not fit the context together with a query.
