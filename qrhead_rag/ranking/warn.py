@@ -76,5 +76,13 @@ def _is_installed(frame: FrameType) -> bool:
 @cache
 def _is_installed_file(file: str) -> bool:
     """Whether a file is part of Python or of an installed package."""
-    folders = {"site-packages", "dist-packages"}
-    return file.startswith((sysconfig.get_path("stdlib"), "<frozen ")) or not folders.isdisjoint(Path(file).parts)
+    if file.startswith((sysconfig.get_path("stdlib"), "<frozen ")):
+        return True
+    folders = [entry for entry in sys.path if entry and Path(file).is_relative_to(entry)]
+    return bool(folders) and _holds_packages(max(folders, key=len))
+
+
+@cache
+def _holds_packages(folder: str) -> bool:
+    """Whether packages are installed in a folder: site-packages, or what `pip install --target` names."""
+    return any(Path(folder).glob("*.dist-info"))

@@ -4,6 +4,7 @@ Whatever stops a pass, the model is as it was found, the lock is free, and the r
 as fresh ones do.
 """
 
+import importlib
 import random
 import signal
 import sys
@@ -21,6 +22,7 @@ from qrhead_rag.core.model_view import cache_argument
 from qrhead_rag.detect.recording import record
 from qrhead_rag.models.quiet import quiet
 from qrhead_rag.ranking.store import store_of
+from qrhead_rag.ranking.warn import warn_caller
 from qrhead_rag.ranking.windows import is_out_of_memory
 from tests.core.test_attention import snapshot
 from tests.helpers.modes import MODES
@@ -472,3 +474,14 @@ def test_the_allocator_of_this_machine_says_what_is_known():
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory"), KeyboardInterrupt()])
 def test_other_errors_are_none_of_memory(error):
     assert not is_out_of_memory(error)
+
+
+def test_a_package_in_a_target_folder_is_not_the_caller_s_line(tmp_path, monkeypatch):
+    """`pip install --target` puts packages where no folder is called site-packages."""
+    (tmp_path / "a_framework.py").write_text("def call(function, *arguments):\n    return function(*arguments)\n")
+    (tmp_path / "a_framework-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    framework = importlib.import_module("a_framework")
+    with pytest.warns(UserWarning, match="a word") as caught:
+        framework.call(warn_caller, "a word")
+    assert caught[0].filename == __file__
