@@ -14,16 +14,13 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.core.heads import Mode, Readout
 from qrhead_rag.core.template import INSTRUCTION
 from qrhead_rag.demo import Question, load_handbook
+from qrhead_rag.evaluate.methods import MODES, READOUTS
 from qrhead_rag.ranking.encoded import EncodedPassages
 
-MODES: tuple[Mode, ...] = get_args(Mode)
-READOUTS: tuple[Readout, ...] = get_args(Readout)
 LENGTH = 10
 
 WORDINGS: dict[str, Callable[[str], str]] = {

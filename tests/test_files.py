@@ -31,7 +31,7 @@ from qrhead_rag.models import loading
 from qrhead_rag.ranking.encoded import EncodedPassages
 from qrhead_rag.ranking.store import store_of
 from qrhead_rag.ranking.tensor_file import read_encoded, write_encoded
-from tests.helpers.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
 QUERY = "Who counts the ships?"
@@ -632,10 +632,7 @@ def test_eight_processes_mend_one_cache_once(cache):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
+    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])

@@ -182,8 +182,9 @@ class PerPassage(ABC):
             self._store.cache.put(self._null_key(), self._null)
 
     def recall(self) -> None:
-        """What the null query found in a list of the same texts."""
-        self._null = self._store.cache.get(self._null_key())
+        """What the null query found in a list of the same texts, where the readout asks one."""
+        if self._context.readout == "published":
+            self._null = self._store.cache.get(self._null_key())
 
     def _null_key(self) -> str:
         return content_key("null", *self._contents.values())

@@ -19,7 +19,7 @@ from qrhead_rag.cluster.rank import RankLists, rank_dataset
 from qrhead_rag.cluster.run import Made, run_shards
 from qrhead_rag.files import write_json_lines
 from qrhead_rag.ranking.encoded import EncodedPassages
-from tests.helpers.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import save_tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")]
 
@@ -54,10 +54,7 @@ POISON = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny model on disk, as actors load it."""
-    path = tmp_path_factory.mktemp("tiny-model")
-    tiny_model().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return str(path)
+    return str(save_tiny(tmp_path_factory.mktemp("tiny-model")))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from qrhead_rag import QRRetriever
 from qrhead_rag.frameworks.conversation import HistoryScorerOptions
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.ranking.loaded import LoadedRetrievers
-from tests.helpers.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (2, 1)]
 DOCUMENTS = ["The keeper counts the ships.", "Soup is served at noon.", "The lighthouse is tall."]
@@ -22,11 +22,7 @@ DOCUMENTS = ["The keeper counts the ships.", "Soup is served at noon.", "The lig
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny model on disk, as users have them."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def options(folder, **changes):

@@ -22,9 +22,10 @@ class WordOverlap(QRRetriever):
     read: list[str]
 
     @classmethod
-    def of(cls, file: str) -> "WordOverlap":
-        """A retriever that knows the words of a test file."""
-        words = sorted(set(re.findall(r"[a-z]+", Path(file).read_text(encoding="utf-8").lower())))
+    def of(cls, *files: str) -> "WordOverlap":
+        """A retriever that knows the words of some test files."""
+        text = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
+        words = sorted(set(re.findall(r"[a-z]+", text.lower())))
         retriever = cls(_model(len(words) + 1), _tokenizer(words), heads=[(0, 0)], mode="late", model_name="overlap")
         retriever.read = []
         retriever.model.get_input_embeddings().register_forward_pre_hook(retriever._note)

@@ -152,3 +152,10 @@ def tiny_gguf(file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def save_tiny(folder: Path) -> Path:
+    """A tiny model with its tokenizer on disk, as users have them."""
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

@@ -9,34 +9,15 @@ from langchain_core.messages import (
     SystemMessage,
     trim_messages,
 )
-from langchain_qrhead import trim_messages_by_relevance
 
+from tests.helpers import exchanges
+from tests.helpers.exchanges import APPLES, BEARS, CLOUDS, DOORS, HISTORY, QUESTION, trim, words
 from tests.helpers.overlap import WordOverlap
 
 
 @pytest.fixture
 def scorer():
-    return WordOverlap.of(__file__)
-
-
-def words(messages):
-    return sum(len(message.text.split()) for message in messages)
-
-
-def exchange(topic):
-    """A question and its answer: six words."""
-    return [HumanMessage(f"about {topic} please"), AIMessage(f"here is {topic}")]
-
-
-APPLES, BEARS, CLOUDS, DOORS, EELS = (exchange(topic) for topic in ("apples", "bears", "clouds", "doors", "eels"))
-HISTORY = [*APPLES, *BEARS, *CLOUDS, *DOORS, *EELS]
-QUESTION = HumanMessage("now bears or doors")
-
-
-def trim(messages, scorer, query=None, **options):
-    return trim_messages_by_relevance(
-        messages, query, **{"max_tokens": 18, "token_counter": words, "keep_last": 1, "scorer": scorer, **options}
-    )
+    return WordOverlap.of(__file__, exchanges.__file__)
 
 
 def block_pair(call, result):

@@ -11,7 +11,7 @@ from llama_index.postprocessor.qrhead import QRHeadMemory
 from llama_index.postprocessor.qrhead import QRHeadReranker as LlamaIndexReranker
 
 from qrhead_rag import QRRetriever
-from tests.helpers.tiny import tiny_model, tiny_tokenizer
+from tests.helpers.tiny import save_tiny
 
 HEADS = [(1, 0), (2, 1)]
 DOCUMENTS = ["The keeper counts the ships.", "Soup is served at noon.", "The lighthouse is tall. " * 20]
@@ -25,10 +25,7 @@ COMPONENTS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def load(folder, **options):

@@ -22,7 +22,7 @@ from qrhead_rag import HeadSet, QRRetriever
 from qrhead_rag.core.heads import EMBEDDED_MODEL, find_shipped
 from qrhead_rag.models import embedded as embedded_model
 from qrhead_rag.models import loading
-from tests.helpers.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.helpers.tiny import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3)]
 QUERY, DOCUMENTS = "Who counts?", ["The keeper counts the ships.", "Nothing passes.", "A third one"]
@@ -31,10 +31,7 @@ QUERY, DOCUMENTS = "Who counts?", ["The keeper counts the ships.", "Nothing pass
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A whole four-layer model saved as a folder."""
-    path = tmp_path_factory.mktemp("tiny-model")
-    tiny_model().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
+    return save_tiny(tmp_path_factory.mktemp("tiny-model"))
 
 
 def damaged(folder, tmp_path, **changes):

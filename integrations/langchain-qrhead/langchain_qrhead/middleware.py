@@ -80,7 +80,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
     def _trim(self, request: ModelRequest[ContextT]) -> list[AnyMessage]:
         system = [request.system_message] if request.system_message else []
         summary, replaced = _pending_summary(request)
-        kept = trim_conversation(
+        trimmed = trim_conversation(
             [*summary, *request.messages[replaced:]],
             query=None,
             count_tokens=self._counts.beside(system, [*request.tools, *_answer_schemas(request.response_format)]),
@@ -89,7 +89,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
             start_on=self._start_on,
             options=self._scorer,
         )
-        return [*request.messages[:replaced], *cast("list[AnyMessage]", kept[len(summary) :])]
+        return [*request.messages[:replaced], *cast("list[AnyMessage]", trimmed[len(summary) :])]
 
 
 def _pending_summary(request: ModelRequest[Any]) -> tuple[list[AnyMessage], int]:

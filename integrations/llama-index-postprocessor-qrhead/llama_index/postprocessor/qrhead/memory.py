@@ -79,13 +79,13 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
         share = self.chat_history_token_ratio if self.memory_blocks else 1.0
         query = input.content if isinstance(input, ChatMessage) else input
         with warnings_of_threads():
-            kept = await asyncio.to_thread(self._choose, history, query, int(limit * share))
-        selection = self.model_copy(update={"sql_store": _SelectedMessages(kept), "token_limit": limit})
+            messages = await asyncio.to_thread(self._choose, history, query, int(limit * share))
+        selection = self.model_copy(update={"sql_store": _SelectedMessages(messages), "token_limit": limit})
         return await Memory.aget(selection, input=input, **block_kwargs)
 
     def _choose(self, history: list[ChatMessage], query: str | None, max_tokens: int) -> list[ChatMessage]:
         tokens = [self._estimate_token_count(message) for message in history]
-        kept = choose_messages(
+        chosen = choose_messages(
             [_message(message) for message in history],
             query,
             count_tokens=lambda indices: sum(tokens[index] for index in indices),
@@ -93,7 +93,7 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
             keep_last=self.keep_last,
             rank_turns=lambda question, texts: rank_history(self.load_scorer(), question, texts),
         )
-        return [history[index] for index in kept]
+        return [history[index] for index in chosen]
 
     def _estimate_token_count(self, message_or_blocks: Any) -> int:
         """As Memory's, and the blocks that it counts as nothing: tool calls, thoughts, citations, and kinds to come."""
