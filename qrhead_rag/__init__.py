@@ -7,12 +7,22 @@ if TYPE_CHECKING:
     from qrhead_rag.core.heads import HeadSet
     from qrhead_rag.core.passage import Passage
     from qrhead_rag.datasets.examples import LabelledExample
+    from qrhead_rag.detect.finding import find_heads
     from qrhead_rag.ranking.encoded import EncodedPassages
     from qrhead_rag.ranking.result import RankedPassage, Ranking
     from qrhead_rag.ranking.retriever import QRRetriever
 
 __version__ = "0.1.0"
-__all__ = ["EncodedPassages", "HeadSet", "LabelledExample", "Passage", "QRRetriever", "RankedPassage", "Ranking"]
+__all__ = [
+    "EncodedPassages",
+    "HeadSet",
+    "LabelledExample",
+    "Passage",
+    "QRRetriever",
+    "RankedPassage",
+    "Ranking",
+    "find_heads",
+]
 
 _FILES = {
     "EncodedPassages": "ranking.encoded",
@@ -22,6 +32,7 @@ _FILES = {
     "QRRetriever": "ranking.retriever",
     "RankedPassage": "ranking.result",
     "Ranking": "ranking.result",
+    "find_heads": "detect.finding",
 }
 
 

@@ -22,8 +22,12 @@ from qrhead_rag.core.heads import DEFAULT_READOUTS, EMBEDDED_MODEL, recommended_
 from qrhead_rag.files import write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
+    from qrhead_rag.datasets.examples import LabelledExample
+    from qrhead_rag.datasets.load import Order
     from qrhead_rag.detect.recording import Recording
     from qrhead_rag.detect.report import Detection
     from qrhead_rag.evaluate.writer import Writer
@@ -31,8 +35,18 @@ if TYPE_CHECKING:
 
 @expand_groups
 def detect(
-    data: Annotated[list[Path], typer.Argument(help="Labelled examples: files or folders; they count alike.")],
+    data: Annotated[
+        list[Path] | None, typer.Argument(help="Labelled examples: files or folders; they count alike.")
+    ] = None,
     *,
+    from_passages: Annotated[
+        Path | None,
+        typer.Option(
+            help="Passages without labels, from which questions are made: .txt (a passage a line), .jsonl, .parquet "
+            "or a folder of text files."
+        ),
+    ] = None,
+    questions: Annotated[int, typer.Option(help="Questions to make from passages.")] = 40,
     out: Annotated[Path, typer.Option(help="Where the head set is written.")] = Path("heads.json"),
     report: Annotated[
         Path | None, typer.Option(help="Folder for the report: detection.json and, with the extra plot, pictures.")
@@ -67,11 +81,11 @@ def detect(
     ray: Annotated[bool, typer.Option("--ray", help="Record on several machines or processes; extra ray.")] = False,
     pool: PoolOptions,
 ) -> None:
-    """Find the heads of a model that attend to what a query needs, on labelled examples."""
+    """Find the heads of a model that attend to what a query needs, on labelled examples or on plain passages."""
     with one_line_errors():
-        from qrhead_rag.datasets.load import ordered
         from qrhead_rag.detect.choosing import TEMPERATURE
         from qrhead_rag.detect.detection import detect as choose_heads
+        from qrhead_rag.detect.finding import check_worth, controls
         from qrhead_rag.detect.recording import can_compare_heads, record
         from qrhead_rag.detect.report import DetectionOptions
         from qrhead_rag.evaluate.metrics import parse_metrics
@@ -89,16 +103,7 @@ def detect(
             temperature=TEMPERATURE if temperature is None else temperature,
             seed=labelled.seed,
         )
-        examples = {
-            path.resolve().name.split(".")[0]: [
-                ordered(example, order, labelled.seed) for example in labelled.load(path)
-            ]
-            for path in data
-        }
-        if len(examples) < len(data):
-            raise ValueError(
-                f"two of {[str(path) for path in data]} have one name; expected names that tell them apart"
-            )
+        examples = _load_examples(data or [], labelled, order, from_passages, questions)
         for file in (out, scores, report):
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +113,7 @@ def detect(
         writer = model.load_writer(max_new_tokens=32) if copying else None
         recordings: dict[str, Recording] = {}
         if where is None:
-            reading = {"readout": readout, "instruction": instruction, "cache_bytes": 0}
+            reading = {"readout": readout, "instruction": instruction}
             if writer is None:
                 retriever = model.load("all", mode, **reading)
             else:  # one model in memory is read and writes
@@ -138,10 +143,38 @@ def detect(
                 )
         copied = None if writer is None else _copying(writer)
         detection = choose_heads(recordings, model_name, shape, mode, options, readout=readout, copying=copied)
-        detection.head_set(name).save(out)
         _write_report(detection, report)
         print_report(detection, Console())
+        made = examples.get(_MADE) if from_passages else None
+        worth = check_worth(detection, controls(made)) if made else None
+        detection.head_set(name, note=worth).save(out)
         typer.echo(f"head set written to {out}")
+
+
+_MADE = "made"
+
+
+def _load_examples(
+    data: "Sequence[Path]", labelled: DataOptions, order: "Order", from_passages: Path | None, questions: int
+) -> "dict[str, list[LabelledExample]]":
+    """The examples of each file or folder by its name, and those that are made from passages."""
+    from qrhead_rag.datasets.load import ordered
+    from qrhead_rag.datasets.passages import read_passages
+    from qrhead_rag.detect.made import make_examples
+
+    examples = {
+        path.resolve().name.split(".")[0]: [ordered(example, order, labelled.seed) for example in labelled.load(path)]
+        for path in data
+    }
+    if from_passages is not None:
+        made = make_examples(read_passages(from_passages), questions, labelled.candidates or 20, labelled.seed)
+        typer.echo("questions made, for instance: " + " | ".join(example.query for example in made[:3]), err=True)
+        examples[_MADE] = made
+    if not examples:
+        raise ValueError("no data; expected labelled examples, or --from-passages with passages")
+    if len(examples) < len(data) + (from_passages is not None):
+        raise ValueError(f"two of {[str(path) for path in data]} have one name; expected names that tell them apart")
+    return examples
 
 
 def print_report(detection: "Detection", console: Console) -> None:

@@ -9,7 +9,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -50,6 +50,15 @@ class ModelShape(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.architecture}, {self.num_layers} layers of {self.num_heads} heads"
+
+
+def heads_of_layers(num_layers: int, shape: ModelShape) -> tuple[Head, ...]:
+    """Every head of a model's first layers.
+
+    >>> heads_of_layers(1, ModelShape("llama", 24, 2))
+    ((0, 0), (0, 1))
+    """
+    return tuple((layer, head) for layer in range(num_layers) for head in range(shape.num_heads))
 
 
 class HeadSet(BaseModel):
@@ -172,6 +181,15 @@ def shipped_head_sets() -> tuple[HeadSet, ...]:
     return tuple(HeadSet.model_validate(entry) for entry in json.loads(text))
 
 
+def is_shipped_for(model: str) -> bool:
+    """Whether any head set is shipped for a model.
+
+    >>> is_shipped_for(EMBEDDED_MODEL), is_shipped_for("org/model")
+    (True, False)
+    """
+    return bool(_shipped_for(model))
+
+
 def recommended_mode(model: str) -> Mode:
     """The mode in which the shipped heads of a model rank best; `listwise`, the published mode, if it has none.
 
@@ -200,9 +218,9 @@ def find_shipped(model: str, mode: Mode | None, name: str | None = None) -> Head
     head_sets = _shipped_for(model)
     if not head_sets:
         raise ValueError(
-            f"no head set is shipped for {model} (`qrhead heads` lists those there are); find its heads on labelled "
-            f"examples with `qrhead detect --model {model} DATA --out heads.json` and pass heads='heads.json', "
-            "or read every head with heads='all'"
+            f"no head set is shipped for {model} (`qrhead heads` lists those there are); leave heads out, and they are "
+            "found at first use, or find them on examples of your own with `qrhead detect --model "
+            f"{model} DATA --out heads.json` and pass heads='heads.json'"
         )
     matching = [s for s in head_sets if (s.default if name is None else name in (s.name, s.task))]
     if not matching:
@@ -219,13 +237,19 @@ def _shipped_for(model: str) -> list[HeadSet]:
 
 HeadChoice: TypeAlias = HeadSet | Path | str | Sequence[Sequence[int]] | None
 
+HeadChooser: TypeAlias = Callable[[str, ModelShape], HeadSet]
+"""From a model's name and shape to the heads that it is loaded for."""
 
-def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode | None) -> HeadSet:
+SHIPPED = "shipped"
+"""The choice of a shipped set: where there is none, it is refused instead of found."""
+
+
+def choose_heads(choice: HeadChoice | HeadChooser, model: str, shape: ModelShape, mode: Mode | None) -> HeadSet:
     """The head set that `heads=` asks for, checked against the model.
 
     Args:
-        choice: None (the shipped default of model and mode), the name or task of a shipped set, "all", a path or a
-            string ending in .json, a HeadSet, or a list of (layer, head) pairs.
+        choice: None or "shipped" (the shipped default of model and mode), the name or task of a shipped set, "all", a
+            path or a string ending in .json, a HeadSet, a list of (layer, head) pairs, or a function that chooses.
         model: the model's name.
         shape: the shape of the whole model.
         mode: the mode that the heads are read under; None takes the mode of the set. Pairs and "all" then get the
@@ -249,15 +273,17 @@ def choose_heads(choice: HeadChoice, model: str, shape: ModelShape, mode: Mode |
     match choice:
         case HeadSet():
             heads = choice
+        case _ if callable(choice):
+            heads = choice(model, shape)
         case Path():
             heads = HeadSet.load(choice)
         case str() if choice == "all":  # an array of pairs compares element by element
-            every = tuple((layer, head) for layer in range(shape.num_layers) for head in range(shape.num_heads))
+            every = heads_of_layers(shape.num_layers, shape)
             return HeadSet(**fields, name="all", criterion="all", source="every head of the model", heads=every)
         case str() if choice.endswith(".json"):
             heads = HeadSet.load(choice)
         case str() | None:
-            heads = find_shipped(model, mode, choice)
+            heads = find_shipped(model, mode, None if choice == SHIPPED else choice)
         case _:
             try:
                 pairs = tuple((_as_int(layer), _as_int(head)) for layer, head in choice)

@@ -18,6 +18,8 @@ def load_encyclopedia(candidates: int = 20, seed: int = 0) -> list[LabelledExamp
     >>> example = load_encyclopedia()[0]
     >>> len(example.documents), example.query
     (20, 'Whose spouse relayed orders to the workers after illness kept the chief engineer at home?')
+    >>> example.metadata
+    {'language': 'en'}
     """
     entries, examples = _read("encyclopedia"), []
     for question in _read("encyclopedia_questions"):
@@ -33,6 +35,7 @@ def load_encyclopedia(candidates: int = 20, seed: int = 0) -> list[LabelledExamp
                 documents=tuple(Passage(text=e["text"], title=e["title"], id=e["id"]) for e in listed),
                 relevant=tuple(index for index, e in enumerate(listed) if e["id"] in question["relevant"]),
                 id=question["id"],
+                metadata={"language": first["language"]},
             )
         )
     return examples

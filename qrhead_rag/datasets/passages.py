@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from qrhead_rag.core.passage import Passage, check_query
 from qrhead_rag.datasets.records import MalformedRecord, RawRecord, parse_json_records
+from qrhead_rag.extras import require_extra
 
 FileFormat: TypeAlias = Literal["txt", "jsonl"]
 
@@ -48,6 +49,53 @@ def parse_passages(content: bytes, file_format: FileFormat, name: str) -> list[t
         except ValueError as error:
             raise ValueError(f"{name}:{record.line}: {error}") from error
     return passages
+
+
+def read_passages(path: str | Path) -> list[Passage]:
+    """The passages of a file, or of a folder: each of its text files is a passage for each paragraph.
+
+    Args:
+        path: .txt (a passage on each line), .jsonl, .json or .parquet (objects with text, perhaps title and id), or a
+            folder of .txt and .md files.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: a file of another kind, a malformed line, or a folder without text files; the message names it.
+        ImportError: a .parquet file without the extra `ray`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in (".txt", ".md"))
+        if not files:
+            raise ValueError(f"{path} has no .txt or .md file; expected a folder of text files, or a file of passages")
+        return [passage for file in files for passage in _paragraphs(file)]
+    if path.suffix == ".parquet":
+        return _rows(path)
+    if path.suffix not in (".txt", ".jsonl", ".json"):
+        raise ValueError(f"{path} ends in {path.suffix!r}; expected .txt, .jsonl, .json, .parquet or a folder")
+    file_format: FileFormat = "txt" if path.suffix == ".txt" else "jsonl"
+    return [passage for _, passage in parse_passages(path.read_bytes(), file_format, str(path))]
+
+
+def _paragraphs(file: Path) -> list[Passage]:
+    """What blank lines part in a text file."""
+    lines = {number: passage.text for number, passage in parse_passages(file.read_bytes(), "txt", str(file))}
+    paragraphs: list[list[str]] = []
+    for number, line in lines.items():
+        if number - 1 in lines:
+            paragraphs[-1].append(line)
+        else:
+            paragraphs.append([line])
+    return [Passage(text="\n".join(paragraph)) for paragraph in paragraphs]
+
+
+def _rows(file: Path) -> list[Passage]:
+    parquet, arrow = require_extra("pyarrow.parquet", "ray"), require_extra("pyarrow", "ray")
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except arrow.ArrowInvalid as error:
+        raise ValueError(f"{file} is not a Parquet file ({error}); expected one with a column text") from error
+    return [document_of(row, index) for index, row in enumerate(rows)]
 
 
 def passage_of(value: Any) -> Passage:

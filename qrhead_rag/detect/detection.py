@@ -62,10 +62,10 @@ def detect(
     """
     options = options or DetectionOptions()
     examples = _Examples(recordings, shape, options)
-    count = shape.num_layers * shape.num_heads
+    values = examples.values(shape, options.temperature)
+    count = values[options.criterion].shape[1]
     layers = torch.arange(count) // shape.num_heads  # (heads,)
     eligible = layers <= (shape.num_layers if options.max_layer is None else options.max_layer)
-    values = examples.values(count, options.temperature)
     heads = _Chooser(examples, values, eligible)
 
     by_num_heads, qualities, size = heads.curves_by_number(options)
@@ -103,8 +103,7 @@ def detect(
         by_num_heads=by_num_heads,
         by_depth=by_depth,
         values={
-            name: tuple(tuple(row) for row in mean.view(shape.num_layers, shape.num_heads).tolist())
-            for name, mean in means.items()
+            name: tuple(tuple(row) for row in mean.view(-1, shape.num_heads).tolist()) for name, mean in means.items()
         },
         stability=choice_stability,
         overlap={name: overlap(best, top) for name, top in tops.items() if name != options.criterion},
@@ -141,12 +140,19 @@ class _Examples:
     def __iter__(self) -> "chain[RecordedExample]":
         return chain.from_iterable(self._recordings)
 
-    def values(self, count: int, temperature: float) -> dict[Criterion, Tensor]:
-        """The value of each head on each example, for each criterion. Shape: (examples, heads)"""
+    def values(self, shape: ModelShape, temperature: float) -> dict[Criterion, Tensor]:
+        """The value of each recorded head, those of the first layers or of all, on each example, for each criterion.
+
+        Shape: (examples, heads)
+        """
         rows_of: dict[Criterion, list[Tensor]] = {criterion: [] for criterion in CRITERIA}
+        whole, counts = shape.num_layers * shape.num_heads, set[int]()
         for recorded in self:
-            if recorded.scores.shape[0] != count:
-                raise ValueError(f"scores of {recorded.scores.shape[0]} heads were recorded, the model has {count}")
+            counts.add(recorded.scores.shape[0])
+            if len(counts) > 1 or max(counts) > whole or max(counts) % shape.num_heads:
+                raise ValueError(
+                    f"scores of {', '.join(map(str, sorted(counts)))} heads were recorded, the model has {whole}"
+                )
             for criterion, rows in rows_of.items():
                 rows.append(head_values(recorded, criterion, temperature))
         return {criterion: torch.stack(rows) for criterion, rows in rows_of.items()}

@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qrhead_rag.core.model_view import find_decoder
+from qrhead_rag.core.heads import heads_of_layers
 from qrhead_rag.datasets.examples import LabelledExample
 from qrhead_rag.files import atomic_write
+from qrhead_rag.models.fingerprint import weights_fingerprint
 from qrhead_rag.ranking.context import ListTooLongError
 from qrhead_rag.ranking.modes import MODES
 from qrhead_rag.ranking.retriever import QRRetriever
@@ -89,19 +90,19 @@ def record(
     """Run every example and save the score of each head alone; examples already in the folder are not run again.
 
     Args:
-        retriever: made with heads="all".
+        retriever: made with heads="all", or with every head of the first layers.
         examples: with their documents in the order of the run.
         folder: of the files; created if missing.
         on_progress: called with the number done and the total, before the first example and after each.
 
     Raises:
-        ValueError: the retriever reads fewer heads than its model has, or lists are longer than its context.
+        ValueError: the retriever does not read every head of its layers, or lists are longer than its context.
     """
-    shape = retriever.shape
-    if len(retriever.heads.heads) != shape.num_layers * shape.num_heads:
+    shape, heads = retriever.shape, retriever.heads
+    if heads.heads != heads_of_layers(heads.max_layer + 1, shape):
         raise ValueError(
-            f"the retriever reads {len(retriever.heads.heads)} heads of {shape}; detection compares every head: "
-            'make it with heads="all"'
+            f"the retriever reads {len(heads.heads)} heads of {shape}; detection compares every head, in the order of "
+            'the model: make it with heads="all"'
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def record(
     for done, (example, file) in enumerate(zip(examples, files, strict=True)):
         if on_progress:
             on_progress(done, len(examples))
-        if not _is_whole(file, (len(retriever.heads.heads), len(example.documents))):
+        if not _is_whole(file, (len(heads.heads), len(example.documents))):
             scores = retriever.head_scores(example.query, example.documents)
             with atomic_write(file) as temporary:
                 save_file({"scores": scores.contiguous()}, temporary)
@@ -123,22 +124,16 @@ def record(
 def settings_digest(retriever: QRRetriever) -> str:
     """A digest of what the scores depend on besides the example.
 
-    It includes a sample of every weight tensor, so that a fine-tune of the same name counts as another model.
+    It includes a fingerprint of the weights, so that a fine-tune of the same name counts as another model.
     """
-    digest = hashlib.sha256()
-    settings: list[object] = [list(retriever.shape), retriever.mode, retriever.readout]
+    layers = retriever.heads.max_layer + 1
+    settings: list[object] = [list(retriever.shape), layers, retriever.mode, retriever.readout]
     settings += [retriever.layout, retriever.instruction]
     settings += [retriever.context_length, MODES[retriever.mode].READING_VERSION]
     if retriever.mode != "listwise":
         settings += [retriever.options.piece_tokens, retriever.options.key_dtype]
-    digest.update(json.dumps(settings).encode())
-    # of the decoder alone, so that a model loaded with its output matrix counts as the same model
-    for name, weight in find_decoder(retriever.model).state_dict().items():
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if not weight.is_meta:  # offloaded to disk by accelerate
-            flat = weight.detach().reshape(-1)
-            digest.update(str(flat[:: max(1, flat.numel() // 64)].to("cpu", torch.float32).tolist()).encode())
-    return digest.hexdigest()
+    settings += [str(retriever.model.dtype), weights_fingerprint(retriever.model, layers)]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def example_digest(example: LabelledExample, settings: str) -> str:

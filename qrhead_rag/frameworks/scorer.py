@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode
+from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode, is_shipped_for
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.scoring import NotFiniteError
 from qrhead_rag.core.selection import Selection, select
@@ -33,7 +33,8 @@ class ScorerOptions(BaseModel):
 
     Attributes:
         model: hub id or folder of the model; None is the embedded small model.
-        heads: None, the name of a shipped set, "all", a path to a .json file, a HeadSet, or (layer, head) pairs.
+        heads: None (a model without a shipped set finds its heads at first use), "shipped" (refuses such a model), the
+            name of a shipped set, "all", a path to a .json file, a HeadSet, or (layer, head) pairs.
         mode: how the documents are run through the model; None is the heads' own mode.
         layout: "given" or "reversed": how the list is laid into the prompt.
         instruction: replaces the instruction before the query.
@@ -190,6 +191,42 @@ class RerankOptions(ScorerOptions):
                 error.add_note(f"The document is {document_name(passages, error.document)}.")
             raise
         return [(ranked.index, ranked.ordering_score) for ranked in ranking]
+
+    def with_heads_found_in(self, passages: Sequence[Passage], questions: int, show_progress: bool) -> Self:
+        """The same component with heads that are found on questions made from these passages (`find_heads`).
+
+        Raises:
+            NoHeadsError, ValueError, ImportError: as `find_heads`.
+        """
+        from qrhead_rag.detect.finding import find_heads
+
+        options = dict(self.options)
+        if self.heads is None and self.scorer is None and not is_shipped_for(self.name_of_model):
+            former = None
+        else:
+            former = self.load_scorer()
+        lives_in_memory = is_in_memory(self.model)
+        if former is not None and lives_in_memory:
+            reader = former
+        else:
+            reader = QRRetriever.from_pretrained(
+                self.model, heads="all", mode=self.mode, device=self.device, dtype=self.dtype, **options
+            )
+        heads = find_heads(
+            reader.model,
+            reader.tokenizer,
+            passages,
+            mode=self.mode or (former.mode if former else "late"),
+            readout=options.get("readout"),
+            questions=questions,
+            model_name=reader.model_name,
+            compare=former,
+            show_progress=show_progress,
+        )
+        scorer = None
+        if lives_in_memory:
+            scorer = QRRetriever(reader.model, reader.tokenizer, heads=heads, model_name=reader.model_name, **options)
+        return self.model_copy(update={"heads": heads, "mode": heads.mode, "scorer": scorer})
 
     def _first(self, query: str, passages: Sequence[Passage]) -> list[int]:
         """Indices of the passages to keep in the order in which they were retrieved."""

@@ -67,7 +67,7 @@ def converted(gguf: Path) -> Path:
     folder = cache_folder() / f"{gguf.stem}-{version}-float32"
     if _is_whole(folder):
         return folder
-    with _naming_the_cache(folder.parent, gguf), _locked(folder):
+    with _naming_the_cache(folder.parent, gguf), locked(folder):
         if _is_whole(folder):
             return folder
         _logger.info("converting %s once into %s", gguf.name, folder)
@@ -85,10 +85,13 @@ def converted(gguf: Path) -> Path:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock file's mode follows the umask, which not every version of filelock sees to."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f"{folder.name}.lock")
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time makes a file or folder.
+
+    The mode of the lock file follows the umask, which not every version of filelock sees to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f"{path.name}.lock")
     lock.touch()
     with FileLock(lock, mode=stat.S_IMODE(lock.stat().st_mode)):
         yield

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from qrhead_rag.core.heads import EMBEDDED_MODEL, HeadChoice, HeadSet, Mode, ModelShape, choose_heads
+from qrhead_rag.core.heads import EMBEDDED_MODEL, HeadChoice, HeadChooser, HeadSet, Mode, ModelShape, choose_heads
 from qrhead_rag.models.embedded import EMBEDDED_PACKAGE, converted, embedded_gguf
 from qrhead_rag.models.quiet import quiet
 from qrhead_rag.models.shared import check_fork, cut_layers, model_lock, whole_shape
@@ -60,7 +60,7 @@ class LoadedModel:
 def share_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    heads: HeadChoice,
+    heads: HeadChoice | HeadChooser,
     mode: Mode | None,
     name: str | None = None,
 ) -> LoadedModel:
@@ -92,7 +92,7 @@ def share_model(
 
 def load_model(
     name: str | Path | None,
-    heads: HeadChoice,
+    heads: HeadChoice | HeadChooser,
     mode: Mode | None,
     *,
     device: str | torch.device | None = None,

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qrhead_rag.core.heads import HeadChoice, HeadSet, Mode, ModelShape, Readout, check_mode
+from qrhead_rag.core.heads import (
+    EMBEDDED_MODEL,
+    HeadChoice,
+    HeadSet,
+    Mode,
+    ModelShape,
+    Readout,
+    check_mode,
+    is_shipped_for,
+)
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Order, Selection
@@ -33,7 +43,8 @@ class QRRetriever:
     Args:
         model: a transformers decoder in memory; it is left exactly as found. `from_pretrained` loads one by name.
         tokenizer: its tokenizer.
-        heads: None (the recommended set of this model, or its default for the mode that is named), the name of a
+        heads: None (the recommended set of this model, or its default for the mode that is named; a model without one
+            finds its heads at first use, which takes minutes, once), "shipped" (refuses such a model), the name of a
             shipped set, "all", a path to a .json file, a HeadSet, or a list of (layer, head) pairs.
         mode: "listwise" (the paper: all documents in one prompt), "independent" (each encoded alone, the query attends
             to all) or "late" (the query's heads meet each document's stored keys). None is the mode in which the heads
@@ -66,7 +77,9 @@ class QRRetriever:
         **options: Any,
     ) -> None:
         reading = ListOptions(**options)
-        self._set_up(share_model(model, tokenizer, heads, check_mode(mode), model_name), mode, reading)
+        name = model_name or getattr(model, "name_or_path", None) or type(model).__name__
+        load = partial(share_model, model, tokenizer, mode=check_mode(mode), name=model_name)
+        self._set_up(_load_with_heads(load, heads, name, None, mode, reading), mode, reading)
 
     @classmethod
     def from_pretrained(
@@ -103,10 +116,10 @@ class QRRetriever:
             ValueError: as in the class, or a checkpoint that lacks weights.
         """
         reading = ListOptions(**{key: options.pop(key) for key in ListOptions.model_fields if key in options})
-        loaded = load_model(
+        load = partial(
+            load_model,
             model,
-            heads,
-            check_mode(mode),
+            mode=check_mode(mode),
             device=device,
             dtype=dtype,
             device_map=device_map,
@@ -115,6 +128,7 @@ class QRRetriever:
             trust_remote_code=trust_remote_code,
             **options,
         )
+        loaded = _load_with_heads(load, heads, str(model or EMBEDDED_MODEL), revision, mode, reading)
         retriever = cls.__new__(cls)
         retriever._set_up(loaded, mode, reading)
         return retriever
@@ -123,6 +137,16 @@ class QRRetriever:
         self._loaded = loaded
         self._context = context = ListContext.of_model(loaded, mode or loaded.heads.mode, options)
         self._store = ListStore(context, ByteCache(options.cache_bytes), Opening(context))
+
+    def with_readout(self, readout: Readout) -> Self:
+        """The same heads with another readout; passages that the mode encodes alone are encoded once for both."""
+        options = self.options.model_copy(update={"readout": readout})
+        context = replace(self._context, readout=readout, options=options)
+        cache = ByteCache(options.cache_bytes) if self.mode == "listwise" else self._store.cache
+        retriever = type(self).__new__(type(self))
+        retriever._loaded, retriever._context = self._loaded, context
+        retriever._store = ListStore(context, cache, self._store.opening)
+        return retriever
 
     @property
     def options(self) -> ListOptions:
@@ -353,3 +377,19 @@ class QRRetriever:
         """Tokens of a text, read as plain text by the model's tokenizer."""
         with self._context.lock:
             return self._context.tokenizer.count(text)
+
+
+def _load_with_heads(
+    load: Callable[..., LoadedModel],
+    heads: HeadChoice,
+    name: str,
+    revision: str | None,
+    mode: Mode | None,
+    options: ListOptions,
+) -> LoadedModel:
+    """The model, loaded for its heads; a model without shipped heads finds them."""
+    if heads is not None or is_shipped_for(name):
+        return load(heads=heads)
+    from qrhead_rag.detect.first_use import heads_at_first_use
+
+    return heads_at_first_use(lambda choice: load(heads=choice), name, revision, mode, options.readout)

@@ -39,6 +39,7 @@ def test_questions_stand_among_the_passages_of_their_subject():
         assert sum(name.startswith(f"{group}-") for name in ids) >= 7
         assert all(ids[index].startswith(f"{group}-") for index in example.relevant)
     assert Counter(len(example.relevant) for example in examples)[1] > 0.7 * len(examples)
+    assert {example.metadata["language"] for example in examples} == {"en", "de", "fr", "es", "zh", "ar"}
 
 
 def test_the_lists_are_the_same_in_every_process_and_other_with_another_seed():

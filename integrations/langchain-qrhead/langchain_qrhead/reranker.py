@@ -1,7 +1,7 @@
 """QRHeadReranker: documents reordered by the attention of a model's retrieval heads."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -49,6 +49,25 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
         """As compress_documents, in a thread, so the event loop is not blocked."""
         with warnings_of_threads():
             return await self._traced().ainvoke(_Input(documents, query), {"callbacks": callbacks})
+
+    def find_heads(self, documents: Sequence[Document], *, questions: int = 40, show_progress: bool = False) -> Self:
+        """The same reranker with heads that are found on a corpus, without labels.
+
+        Sentences of the documents ask for the rest of their document; `heads.note` of the result says what the heads
+        are worth on such questions, beside the former ones. Save them with `heads.save("heads.json")`. Takes minutes on
+        a CPU.
+
+        Args:
+            documents: some hundreds of the corpus, of three sentences or more each; not changed.
+            questions: how many are made.
+            show_progress: whether a bar shows the lists that have been run.
+
+        Raises:
+            ValueError: too few documents to make questions, or no heads that are worth more than all of them together.
+            ImportError: the extra `eval` of qrhead-rag is not installed.
+        """
+        passages = [self._passage(document, index) for index, document in enumerate(documents)]
+        return self.with_heads_found_in(passages, questions, show_progress)
 
     def _traced(self) -> "Runnable[_Input, list[Document]]":
         return RunnableLambda(self._rerank, name="QRHeadReranker")

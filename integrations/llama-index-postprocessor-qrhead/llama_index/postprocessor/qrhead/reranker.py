@@ -1,6 +1,7 @@
 """QRHeadReranker: nodes reordered by the attention of a model's retrieval heads."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import llama_index.core.instrumentation as instrument
 from llama_index.core.callbacks import CBEventType, EventPayload
@@ -43,6 +44,26 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
     def class_name(cls) -> str:
         """Name under which the postprocessor is serialized."""
         return "QRHeadReranker"
+
+    def find_heads(
+        self, nodes: Sequence[BaseNode | NodeWithScore], *, questions: int = 40, show_progress: bool = False
+    ) -> Self:
+        """The same reranker with heads that are found on a corpus, without labels.
+
+        Sentences of the nodes ask for the rest of their node; `heads.note` of the result says what the heads are worth
+        on such questions, beside the former ones. Save them with `heads.save("heads.json")`. Takes minutes on a CPU.
+
+        Args:
+            nodes: some hundreds of the corpus, of three sentences or more each; not changed.
+            questions: how many are made.
+            show_progress: whether a bar shows the lists that have been run.
+
+        Raises:
+            ValueError: too few nodes to make questions, or no heads that are worth more than all of them together.
+            ImportError: the extra `eval` of qrhead-rag is not installed.
+        """
+        passages = [self._passage(node.node if isinstance(node, NodeWithScore) else node) for node in nodes]
+        return self.with_heads_found_in(passages, questions, show_progress)
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None

@@ -1,0 +1,238 @@
+"""Heads without labels: found on questions that are made from plain passages.
+
+    heads = find_heads(model, tokenizer, passages)
+    retriever = QRRetriever(model, tokenizer, heads=heads)
+
+What is found has to rank lists held out better than all heads together, and better than what gives a made list away.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, TypeAlias
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qrhead_rag.core.heads import DEFAULT_READOUTS, HeadSet, Mode, ModelShape, Readout, check_mode, heads_of_layers
+from qrhead_rag.core.passage import Document, Passage
+from qrhead_rag.datasets.bm25 import BM25
+from qrhead_rag.datasets.examples import LabelledExample
+from qrhead_rag.detect.detection import detect
+from qrhead_rag.detect.made import make_examples
+from qrhead_rag.detect.recording import Recording, record
+from qrhead_rag.detect.report import Detection, DetectionOptions
+from qrhead_rag.evaluate.metrics import ndcg_of_scores, parse_metrics
+from qrhead_rag.models.loading import share_model
+from qrhead_rag.ranking.progress import progress_bar
+from qrhead_rag.ranking.retriever import QRRetriever
+
+DEPTH = 2 / 3
+"""Share of the layers that heads are looked for in, unless more is asked for: rankings then run no layer above."""
+_LEAST_HEADS = 8
+"""Where the number is chosen: sets of fewer are as good on the questions that chose them, and worse on others."""
+
+
+_Scorer: TypeAlias = Callable[[str, Sequence[Passage]], Sequence[float]]
+
+
+class NoHeadsError(ValueError):
+    """No heads rank lists held out better than all heads together, or than what gives the lists away.
+
+    >>> raise NoHeadsError("no heads of org/model …")
+    Traceback (most recent call last):
+    qrhead_rag.detect.finding.NoHeadsError: no heads of org/model …
+    """
+
+
+def find_heads(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    passages: Sequence[Document],
+    *,
+    mode: Mode = "late",
+    readout: Readout | None = None,
+    num_heads: int | Literal["auto"] = "auto",
+    max_layer: int | None = None,
+    questions: int = 40,
+    candidates: int = 20,
+    seed: int = 0,
+    name: str = "found",
+    model_name: str | None = None,
+    compare: QRRetriever | None = None,
+    show_progress: bool = False,
+) -> HeadSet:
+    """Find the heads of a model on plain passages, without labels.
+
+    Sentences that can stand alone are taken out of their passages and ask for the rest of them (`make_examples`). Heads
+    are chosen by nDCG@10 on these lists, and judged on lists held out.
+
+    Args:
+        model: a transformers decoder in memory; it is left exactly as found.
+        tokenizer: its tokenizer.
+        passages: str, Passage or mapping (text, title, id, metadata): some hundreds, of three sentences or more each.
+        mode: the mode that the heads will be read under.
+        readout: how attention becomes scores; None is that of the mode.
+        num_heads: how many; "auto" takes the number that ranks lists held out best, and no fewer than 8.
+        max_layer: the deepest layer to look in, from 0; None stops at two thirds of the layers.
+        questions: lists to make.
+        candidates: passages of each.
+        seed: of draws.
+        name: of the head set.
+        model_name: name of the model where it knows none of itself.
+        compare: a retriever that ranks the same lists, for the note to say what is gained over its heads.
+        show_progress: whether a bar shows the lists that have been run.
+
+    Returns:
+        The heads, with a note of what they are worth and three of the questions.
+
+    Raises:
+        NoHeadsError: no heads that are worth more than all of them together.
+        ValueError: too few passages to make questions, or an option out of range.
+        ImportError: the extra `eval` is not installed.
+    """
+    parse_metrics(["nDCG@10"])  # fails here, not after the recording, if the extra is missing
+    check_mode(mode)
+    examples = make_examples(passages, questions, candidates, seed)
+    loaded = share_model(model, tokenizer, [(0, 0)], mode, model_name)
+    layers = layers_to_search(loaded.shape, max_layer, model.config.get_text_config().num_hidden_layers)
+    retriever = QRRetriever(
+        model, tokenizer, heads=heads_of_layers(layers, loaded.shape), mode=mode, model_name=loaded.name
+    )
+    options = DetectionOptions(criterion="ndcg", num_heads=num_heads, seed=seed)
+    detection = best_detection(
+        retriever, {"made": examples}, [readout or DEFAULT_READOUTS[mode]], options, show_progress
+    )
+    worth = check_worth(detection, controls(examples))
+    if compare is not None:
+        worth += f", heads {compare.heads.name!r} {_mean_ndcg(compare.score, examples):.3f}"
+    samples = "; ".join(repr(example.query) for example in examples[:3])
+    note = f"{worth}, on {len(examples)} questions made from {len(passages)} passages, such as {samples}"
+    return detection.head_set(name, note=note)
+
+
+def layers_to_search(shape: ModelShape, max_layer: int | None, in_memory: int) -> int:
+    """How many of a model's first layers heads are looked for in.
+
+    Raises:
+        ValueError: `max_layer` is no layer in memory.
+
+    >>> layers_to_search(ModelShape("llama", 30, 9), None, in_memory=30)
+    20
+    """
+    if max_layer is None:
+        return min(in_memory, ceil(DEPTH * shape.num_layers))
+    if not 0 <= max_layer < in_memory:
+        raise ValueError(f"max_layer={max_layer}: expected 0 to {in_memory - 1}, the layers of the model in memory")
+    return max_layer + 1
+
+
+def best_detection(
+    retriever: QRRetriever,
+    examples: Mapping[str, Sequence[LabelledExample]],
+    readouts: Sequence[Readout],
+    options: DetectionOptions,
+    show_progress: bool = False,
+) -> Detection:
+    """Detect under each readout, and take the first unless another is better by more than the standard error.
+
+    Args:
+        retriever: reads every head of its layers.
+        examples: lists by name of their set; the sets count alike.
+        readouts: to try, the preferred one first. Passages that the mode encodes alone are encoded once for all.
+        options: of the choice. For num_heads="auto" it is the number that ranks lists held out best, 8 or more.
+        show_progress: whether a bar shows the lists that have been run.
+    """
+    detections = []
+    total = len(readouts) * sum(map(len, examples.values()))
+    with TemporaryDirectory() as folder, progress_bar(total, "finding heads", "list", show_progress) as advance:
+        for readout in readouts:
+            reader = retriever.with_readout(readout)
+            recordings = {
+                name: record(reader, listed, Path(folder), on_progress=_steps(advance))
+                for name, listed in examples.items()
+            }
+            detections.append(_detect(reader, recordings, options))
+    best = detections[0]
+    for other in detections[1:]:
+        before, after = best.quality[options.criterion], other.quality[options.criterion]
+        if after.mean > before.mean + before.error:
+            best = other
+    return best
+
+
+def _detect(retriever: QRRetriever, recordings: Mapping[str, Recording], options: DetectionOptions) -> Detection:
+    def choose(options: DetectionOptions) -> Detection:
+        shape, mode, readout = retriever.shape, retriever.mode, retriever.readout
+        return detect(recordings, retriever.model_name, shape, mode, options, readout=readout)
+
+    detection = choose(options)
+    if options.num_heads != "auto":
+        return detection
+    curve, available = detection.by_num_heads[options.criterion], sum(map(len, detection.values[options.criterion]))
+    means = {size: quality.mean for size, quality in zip(curve.x, curve.quality, strict=True)}
+    enough = [size for size in means if size >= min(_LEAST_HEADS, available // 4)]
+    return choose(options.model_copy(update={"num_heads": max(enough, key=means.__getitem__)}))
+
+
+def check_worth(detection: Detection, controls: Mapping[str, float]) -> str:
+    """What the chosen heads are worth on lists held out, in words.
+
+    Args:
+        detection: with heads chosen on other lists than they are judged on.
+        controls: nDCG@10 of orders that read nothing, such as the shortest first.
+
+    Raises:
+        NoHeadsError: they are not better than all heads together (p < .05), or not by a standard error than a control.
+    """
+    chosen, together = detection.quality[detection.options.criterion], detection.quality["all"]
+    figures = {"all heads together": together.mean} | dict(controls)
+    worth = f"nDCG@10 on lists held out {chosen.mean:.3f} ± {chosen.error:.3f}; " + ", ".join(
+        f"{name} {value:.3f}" for name, value in figures.items()
+    )
+    better = chosen.mean > together.mean and detection.p_value_all < 0.05
+    if not better or any(chosen.mean - chosen.error <= value for value in controls.values()):
+        raise NoHeadsError(
+            f"no heads of {detection.model} were found that tell relevant passages from others: {worth}, p = "
+            f"{detection.p_value_all:.3f} against all heads; expected more than each of them: give more passages, of "
+            "several sentences each, find heads on labelled examples (`qrhead detect`), or read every head with "
+            "heads='all'"
+        )
+    return worth
+
+
+def controls(examples: Sequence[LabelledExample]) -> dict[str, float]:
+    """nDCG@10 of orders that need no model: the lists' own, the shortest or longest first, the words in common (BM25).
+
+    Heads that are no better have found what gives a made list away, and nothing of what a passage says.
+
+    >>> from qrhead_rag import Passage
+    >>> example = LabelledExample(query="red?", documents=(Passage(text="Blue."), Passage(text="Red.")), relevant=(1,))
+    >>> {name: round(value, 2) for name, value in controls([example]).items()}
+    {'order': 0.63, 'shortest': 1.0, 'longest': 0.63, 'BM25': 1.0}
+    """
+    orders: dict[str, _Scorer] = {
+        "order": lambda query, documents: [-index for index in range(len(documents))],
+        "shortest": lambda query, documents: [-len(document.text) for document in documents],
+        "longest": lambda query, documents: [len(document.text) for document in documents],
+        "BM25": lambda query, documents: BM25([document.content for document in documents]).scores(query),
+    }
+    return {name: _mean_ndcg(score, examples) for name, score in orders.items()}
+
+
+def _mean_ndcg(score: _Scorer, examples: Sequence[LabelledExample]) -> float:
+    values = [
+        float(ndcg_of_scores(torch.tensor([score(example.query, example.documents)]), example)) for example in examples
+    ]
+    return sum(values) / len(values)
+
+
+def _steps(advance: Callable[[int], object]) -> Callable[[int, int], None]:
+    """Moves a bar by one for each list of a recording."""
+
+    def on_progress(done: int, total: int) -> None:
+        if done:
+            advance(1)
+
+    return on_progress
