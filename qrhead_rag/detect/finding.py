@@ -30,8 +30,9 @@ from qrhead_rag.ranking.retriever import QRRetriever
 
 DEPTH = 2 / 3
 """Share of the layers that heads are looked for in, unless more is asked for: rankings then run no layer above."""
+_SAMPLE = 4  # of so many lists one is run under every readout
 _LEAST_HEADS = 8
-"""Where the number is chosen: sets of fewer are as good on the questions that chose them, and worse on others."""
+"""Where the number is chosen: sets of fewer are as good on the lists that chose them, and worse on others."""
 
 
 _Scorer: TypeAlias = Callable[[str, Sequence[Passage]], Sequence[float]]
@@ -74,7 +75,7 @@ def find_heads(
         passages: str, Passage or mapping (text, title, id, metadata): some hundreds, of three sentences or more each.
         mode: the mode that the heads will be read under.
         readout: how attention becomes scores; None is that of the mode.
-        num_heads: how many; "auto" takes the number that ranks lists held out best, and no fewer than 8.
+        num_heads: how many; "auto" takes as few as rank lists held out as well as the best number, and 8 at least.
         max_layer: the deepest layer to look in, from 0; None stops at two thirds of the layers.
         questions: lists to make.
         candidates: passages of each.
@@ -135,31 +136,33 @@ def best_detection(
     options: DetectionOptions,
     show_progress: bool = False,
 ) -> Detection:
-    """Detect under each readout, and take the first unless another is better by more than the standard error.
+    """Detect under the first readout, unless another is better on every fourth list by more than the standard error.
 
     Args:
         retriever: reads every head of its layers.
         examples: lists by name of their set; the sets count alike.
         readouts: to try, the preferred one first. Passages that the mode encodes alone are encoded once for all.
-        options: of the choice. For num_heads="auto" it is the number that ranks lists held out best, 8 or more.
+        options: of the choice. For num_heads="auto" it is 8 at least, or a quarter of the heads where they are few.
         show_progress: whether a bar shows the lists that have been run.
     """
-    detections = []
-    total = len(readouts) * sum(map(len, examples.values()))
+    sample = {name: listed[::_SAMPLE] for name, listed in examples.items()}
+    total = sum(map(len, examples.values())) + 2 * (len(readouts) - 1) * sum(map(len, sample.values()))
     with TemporaryDirectory() as folder, progress_bar(total, "finding heads", "list", show_progress) as advance:
-        for readout in readouts:
+
+        def detection_on(lists: Mapping[str, Sequence[LabelledExample]], readout: Readout) -> Detection:
             reader = retriever.with_readout(readout)
             recordings = {
                 name: record(reader, listed, Path(folder), on_progress=_steps(advance))
-                for name, listed in examples.items()
+                for name, listed in lists.items()
             }
-            detections.append(_detect(reader, recordings, options))
-    best = detections[0]
-    for other in detections[1:]:
-        before, after = best.quality[options.criterion], other.quality[options.criterion]
-        if after.mean > before.mean + before.error:
-            best = other
-    return best
+            return _detect(reader, recordings, options)
+
+        best = readouts[0]
+        for other in readouts[1:]:
+            before, after = (detection_on(sample, readout).quality[options.criterion] for readout in (best, other))
+            if after.mean > before.mean + before.error:
+                best = other
+        return detection_on(examples, best)
 
 
 def _detect(retriever: QRRetriever, recordings: Mapping[str, Recording], options: DetectionOptions) -> Detection:
@@ -168,12 +171,11 @@ def _detect(retriever: QRRetriever, recordings: Mapping[str, Recording], options
         return detect(recordings, retriever.model_name, shape, mode, options, readout=readout)
 
     detection = choose(options)
-    if options.num_heads != "auto":
+    available = sum(map(len, detection.values[options.criterion]))
+    least = min(_LEAST_HEADS, max(1, available // 4))
+    if options.num_heads != "auto" or len(detection.heads) >= least:
         return detection
-    curve, available = detection.by_num_heads[options.criterion], sum(map(len, detection.values[options.criterion]))
-    means = {size: quality.mean for size, quality in zip(curve.x, curve.quality, strict=True)}
-    enough = [size for size in means if size >= min(_LEAST_HEADS, available // 4)]
-    return choose(options.model_copy(update={"num_heads": max(enough, key=means.__getitem__)}))
+    return choose(options.model_copy(update={"num_heads": least}))
 
 
 def check_worth(detection: Detection, controls: Mapping[str, float]) -> str:
