@@ -59,17 +59,22 @@ def detect(
     mode: ModeOption = None,
     readout: ReadoutOption = None,
     criterion: Annotated[
-        Literal["contrastive", "mass", "ndcg"],
+        Literal["contrastive", "mass", "ndcg"] | None,
         typer.Option(
             help="The worth of a head on an example: a softmax over the documents, its mass on the relevant ones "
-            "(contrastive); attention on the relevant ones (mass); nDCG@10 of the ranking by this head alone (ndcg)."
+            "(contrastive); attention on the relevant ones (mass); nDCG@10 of the ranking by this head alone (ndcg). "
+            "By default contrastive, from passages ndcg."
         ),
-    ] = "contrastive",
+    ] = None,
     num_heads: Annotated[
         str, typer.Option(help="How many heads, or auto: as few as rank held-out examples as well as the best number.")
     ] = "auto",
     max_layer: Annotated[
-        int | None, typer.Option(help="Deepest layer a head may be in, from 0; rankings then run none above.")
+        int | None,
+        typer.Option(
+            help="Deepest layer a head may be in, from 0; rankings then run none above. By default the last, from "
+            "passages two thirds of the way."
+        ),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the criterion contrastive.")] = None,
     copying: Annotated[
@@ -85,7 +90,7 @@ def detect(
     with one_line_errors():
         from qrhead_rag.detect.choosing import TEMPERATURE
         from qrhead_rag.detect.detection import detect as choose_heads
-        from qrhead_rag.detect.finding import check_worth, controls
+        from qrhead_rag.detect.finding import check_worth, controls, detect_enough, layers_to_search
         from qrhead_rag.detect.recording import can_compare_heads, record
         from qrhead_rag.detect.report import DetectionOptions
         from qrhead_rag.evaluate.metrics import parse_metrics
@@ -97,16 +102,15 @@ def detect(
         readout = readout or DEFAULT_READOUTS[mode]
         parse_metrics(["nDCG@10"])  # fails here, not after the recording, if the extra is missing
         options = DetectionOptions(
-            criterion=criterion,
+            criterion=criterion or ("contrastive" if from_passages is None else "ndcg"),
             num_heads="auto" if num_heads == "auto" else int(num_heads),
             max_layer=max_layer,
             temperature=TEMPERATURE if temperature is None else temperature,
             seed=labelled.seed,
         )
         examples = _load_examples(data or [], labelled, order, from_passages, questions)
-        for file in (out, scores, report):
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
+        for file in filter(None, (out, scores, report)):
+            file.parent.mkdir(parents=True, exist_ok=True)
         if pool != PoolOptions() and not ray:
             raise ValueError("--address, --concurrency, --gpus and --cpus say where --ray runs; give it too")
         where = pool.validated() if ray else None
@@ -142,11 +146,14 @@ def detect(
                     **vars(model),
                 )
         copied = None if writer is None else _copying(writer)
-        detection = choose_heads(recordings, model_name, shape, mode, options, readout=readout, copying=copied)
+        if from_passages is not None:
+            deepest = layers_to_search(shape, max_layer, shape.num_layers) - 1
+            options = options.model_copy(update={"max_layer": deepest})
+        choose = choose_heads if from_passages is None else detect_enough
+        detection = choose(recordings, model_name, shape, mode, options, readout=readout, copying=copied)
         _write_report(detection, report)
         print_report(detection, Console())
-        made = examples.get(_MADE) if from_passages else None
-        worth = check_worth(detection, controls(made)) if made else None
+        worth = None if from_passages is None else check_worth(detection, controls(examples[_MADE]))
         detection.head_set(name, note=worth).save(out)
         typer.echo(f"head set written to {out}")
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qrhead_rag.core.heads import DEFAULT_READOUTS, HeadSet, Mode, ModelShape, Readout, check_mode, heads_of_layers
@@ -32,7 +33,6 @@ DEPTH = 2 / 3
 """Share of the layers that heads are looked for in, unless more is asked for: rankings then run no layer above."""
 _SAMPLE = 4  # of so many lists one is run under every readout
 _LEAST_HEADS = 8
-"""Where the number is chosen: sets of fewer are as good on the lists that chose them, and worse on others."""
 
 
 _Scorer: TypeAlias = Callable[[str, Sequence[Passage]], Sequence[float]]
@@ -142,7 +142,7 @@ def best_detection(
         retriever: reads every head of its layers.
         examples: lists by name of their set; the sets count alike.
         readouts: to try, the preferred one first. Passages that the mode encodes alone are encoded once for all.
-        options: of the choice. For num_heads="auto" it is 8 at least, or a quarter of the heads where they are few.
+        options: of the choice, as `detect_enough` takes them.
         show_progress: whether a bar shows the lists that have been run.
     """
     sample = {name: listed[::_SAMPLE] for name, listed in examples.items()}
@@ -155,7 +155,7 @@ def best_detection(
                 name: record(reader, listed, Path(folder), on_progress=_steps(advance))
                 for name, listed in lists.items()
             }
-            return _detect(reader, recordings, options)
+            return detect_enough(recordings, reader.model_name, reader.shape, reader.mode, options, readout=readout)
 
         best = readouts[0]
         for other in readouts[1:]:
@@ -165,17 +165,28 @@ def best_detection(
         return detection_on(examples, best)
 
 
-def _detect(retriever: QRRetriever, recordings: Mapping[str, Recording], options: DetectionOptions) -> Detection:
-    def choose(options: DetectionOptions) -> Detection:
-        shape, mode, readout = retriever.shape, retriever.mode, retriever.readout
-        return detect(recordings, retriever.model_name, shape, mode, options, readout=readout)
+def detect_enough(
+    recordings: Mapping[str, Recording],
+    model: str,
+    shape: ModelShape,
+    mode: Mode,
+    options: DetectionOptions,
+    *,
+    readout: Readout,
+    copying: Tensor | None = None,
+) -> Detection:
+    """As `detect`, but num_heads="auto" takes 8 heads at least, or a quarter of the heads where they are few.
 
-    detection = choose(options)
-    available = sum(map(len, detection.values[options.criterion]))
+    Lists that were made, and not labelled, are like each other: what a few heads win on them they lose on others.
+    """
+    detection = detect(recordings, model, shape, mode, options, readout=readout, copying=copying)
+    deepest = shape.num_layers - 1 if options.max_layer is None else options.max_layer
+    available = sum(map(len, detection.values[options.criterion][: deepest + 1]))
     least = min(_LEAST_HEADS, max(1, available // 4))
     if options.num_heads != "auto" or len(detection.heads) >= least:
         return detection
-    return choose(options.model_copy(update={"num_heads": least}))
+    enough = options.model_copy(update={"num_heads": least})
+    return detect(recordings, model, shape, mode, enough, readout=readout, copying=copying)
 
 
 def check_worth(detection: Detection, controls: Mapping[str, float]) -> str:

@@ -13,6 +13,7 @@ from qrhead_rag.cli import app
 from qrhead_rag.cli.options import ModelOptions
 from qrhead_rag.evaluate.writer import Writer
 from tests.detect.test_detection import COPIES, FINDS, NEEDLE, hand_made, labelled
+from tests.helpers.synonyms import KNOWING, synonym_corpus, synonym_model
 
 run = CliRunner().invoke
 
@@ -106,6 +107,34 @@ def test_detect_on_two_data_sets_of_parts(data, tmp_path, tiny_load):
     assert all(int(name[1:]) % 2 == 1 for name in used["marks"])
     assert len(used["marks"]) == 3
     assert HeadSet.load(tmp_path / "h.json").mode == "late"
+
+
+@pytest.mark.slow
+def test_detect_from_passages(tmp_path, monkeypatch):
+    def load(self, heads, mode, **options):
+        return QRRetriever(*synonym_model(24), heads=heads, mode=mode, model_name="knowing", **options)
+
+    monkeypatch.setattr(ModelOptions, "load", load)
+    passages = tmp_path / "chunks.jsonl"
+    passages.write_text("".join(json.dumps({"text": text}) + "\n" for text in synonym_corpus(24)))
+    command = ["detect", "--from-passages", str(passages), "--mode", "late", "--out", str(tmp_path / "h.json")]
+    done = run(app, [*command, "--scores", str(tmp_path / "s")])
+    assert done.exit_code == 0, done.output
+    assert "questions made, for instance: A" in words(done.stderr)
+    heads = HeadSet.load(tmp_path / "h.json")
+    assert set(heads.heads) == set(KNOWING)
+    assert (heads.criterion, heads.task, heads.num_examples) == ("ndcg", "made", 24)
+    assert "all heads together" in heads.note
+    passages.write_text(json.dumps({"text": synonym_corpus(1)[0]}))
+    done = run(app, [*command, "--scores", str(tmp_path / "s")])
+    assert done.exit_code == 2
+    assert "0 questions can be made from 1 different passages" in words(done.stderr)
+
+
+def test_detect_needs_data(tmp_path):
+    done = run(app, ["detect", "--out", str(tmp_path / "h.json")])
+    assert done.exit_code == 2
+    assert "no data; expected labelled examples, or --from-passages with passages" in words(done.stderr)
 
 
 @pytest.mark.parametrize(

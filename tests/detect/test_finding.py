@@ -19,6 +19,8 @@ from qrhead_rag.detect.report import DetectionOptions
 from tests.helpers.synonyms import KNOWING, synonym_corpus, synonym_model
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SUBJECTS = 40
 CORPUS = synonym_corpus(SUBJECTS)
 

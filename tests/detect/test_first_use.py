@@ -23,6 +23,8 @@ from tests.helpers.alone import ROOT
 from tests.helpers.synonyms import KNOWING, synonym_corpus, synonym_model
 from tests.helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SUBJECTS = 24
 CORPUS = synonym_corpus(SUBJECTS)
 FINDS = "no head set is shipped for .*: its heads are found now, on 24 questions of the package"
@@ -125,7 +127,6 @@ def test_threads_that_start_together_find_them_once(folder, runs):
     assert len(runs) <= 6  # of one finding: two readouts on a sample, one on all, perhaps for another number of heads
 
 
-@pytest.mark.slow
 def test_processes_that_start_together_find_them_once(folder, tmp_path):
     script = tmp_path / "start.py"
     script.write_text(

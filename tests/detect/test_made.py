@@ -35,6 +35,7 @@ def test_a_passage_is_the_same_in_every_list():
             assert texts.setdefault(document.title, document.text) == document.text
 
 
+@pytest.mark.slow
 def test_nothing_but_the_content_tells_the_right_passage():
     examples = make_examples(PASSAGES, count=100)
     assert len(examples) == 100
@@ -82,11 +83,12 @@ def test_a_corpus_that_cannot_be_asked_is_refused_with_the_number(passages):
         make_examples(passages)
 
 
+@pytest.mark.slow
 def test_a_large_corpus_is_drawn_from():
     draw = random.Random(0)
     words = [f"word{number}" for number in range(3000)]
     passages = [
-        ". ".join(" ".join(draw.choices(words, k=8)).capitalize() for _ in range(3)) + "." for _ in range(25_000)
+        ". ".join(" ".join(draw.choices(words, k=8)).capitalize() for _ in range(3)) + "." for _ in range(30_000)
     ]
     examples = make_examples(passages, count=20)
     assert len(examples) == 20

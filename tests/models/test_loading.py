@@ -215,7 +215,7 @@ def test_what_is_no_model_or_tokenizer():
 
 def test_a_shared_model_of_unknown_name_with_no_heads_named():
     with pytest.raises(ValueError, match=r"no head set is shipped for .*qrhead detect"):
-        QRRetriever(tiny_model(), tiny_tokenizer())
+        QRRetriever(tiny_model(), tiny_tokenizer(), heads="shipped")
 
 
 # The embedded model. A stand-in for the conversion keeps these tests from paying for the real one.
