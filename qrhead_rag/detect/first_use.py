@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,22 +62,26 @@ def heads_at_first_use(
     if (loaded := _load_kept(load, file)) is not None:
         return loaded
     parse_metrics(["nDCG@10"])  # fails here, not after minutes, if the extra is missing
-    try:
-        with locked(file):
-            if (loaded := _load_kept(load, file)) is not None:
-                return loaded
-            loaded = _find(load, mode, readout)
-            kept = _KeptHeads(fingerprint=_fingerprint(loaded), heads=loaded.heads)
-            write_text(file, kept.model_dump_json(indent=1, exclude_none=True) + "\n")
+    with ExitStack() as stack:
+        obstacle = None
+        try:
+            stack.enter_context(locked(file))
+        except OSError as error:
+            obstacle = error
+        if (loaded := _load_kept(load, file)) is not None:
             return loaded
-    except OSError as error:
-        if loaded is None:
-            loaded = _find(load, mode, readout)
+        loaded = _find(load, mode, readout)
+        kept = _KeptHeads(fingerprint=_fingerprint(loaded), heads=loaded.heads)
+        try:
+            write_text(file, kept.model_dump_json(indent=1, exclude_none=True) + "\n")
+        except OSError as error:
+            obstacle = error
+    if obstacle is not None:
         warn_caller(
             f"the heads of {name} are found at every start, since {cache_folder()} cannot be written "
-            f"({error.strerror or error}); set QRHEAD_CACHE to a folder that can"
+            f"({obstacle.strerror or obstacle}); set QRHEAD_CACHE to a folder that can"
         )
-        return loaded
+    return loaded
 
 
 def _file(name: str, revision: str | None, mode: Mode, readout: Readout | None) -> Path:
@@ -91,7 +96,10 @@ def _load_kept(load: Callable[[HeadSet | HeadChooser], LoadedModel], file: Path)
         kept = _KeptHeads.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         return None
-    loaded = load(kept.heads)
+    try:
+        loaded = load(kept.heads)
+    except ValueError:  # a model of another shape, by now; what else is wrong is said when it is loaded to find heads
+        return None
     return loaded if _fingerprint(loaded) == kept.fingerprint else None
 
 

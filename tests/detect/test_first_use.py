@@ -1,9 +1,11 @@
 """A model without a shipped head set finds its heads at first use, once for all processes, and keeps them."""
 
+import contextlib
 import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from langchain_qrhead import QRHeadReranker as DocumentReranker
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.postprocessor.qrhead import QRHeadReranker as NodeReranker
 
+import qrhead_rag.ranking.retriever as retriever_module
 from qrhead_rag import QRRetriever
 from qrhead_rag.detect import finding, first_use
 from qrhead_rag.detect.finding import NoHeadsError
@@ -88,6 +91,26 @@ def test_other_weights_of_the_same_name_find_theirs(folder, runs):
     with pytest.warns(UserWarning, match=FINDS):
         QRRetriever.from_pretrained(folder)
     assert runs
+
+
+def test_a_model_of_another_shape_in_the_same_folder_finds_its_own(folder):
+    with pytest.warns(UserWarning, match=FINDS):
+        QRRetriever.from_pretrained(folder)
+    shutil.rmtree(folder)
+    save_tiny(folder)
+    with pytest.warns(UserWarning, match=FINDS), contextlib.suppress(NoHeadsError):
+        QRRetriever.from_pretrained(folder)
+
+
+def test_a_model_that_is_not_there_is_looked_for_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("QRHEAD_CACHE", str(tmp_path / "cache"))
+    asked, load = [], retriever_module.load_model
+    monkeypatch.setattr(
+        retriever_module, "load_model", lambda *args, **kwargs: asked.append(args) or load(*args, **kwargs)
+    )
+    with pytest.raises(OSError, match="absent"):
+        QRRetriever.from_pretrained(tmp_path / "absent")
+    assert len(asked) == 1
 
 
 def test_mode_and_readout_have_their_own(folder, tmp_path):
