@@ -46,7 +46,7 @@ class Context:
 
 @dataclass(frozen=True)
 class PassRows:
-    """The rows of one pass, part after part.
+    """The rows of one pass: first those that were run before, which every part begins with, then part after part.
 
     Attributes:
         positions: of each row. Shape: (rows,)
@@ -69,12 +69,17 @@ class RowReading:
         heads: by layer.
         context: the tokens that they attend to.
         rows: the tokens that attend.
+        prefix_queries: by layer, the heads' queries of the rows that were run before; their keys lie in the cache.
+            Shape: each (1, heads, rows run before, head size)
+        queries: by layer, those of the rows that the pass runs, filled by it. Shape: each (1, heads, rows, head size)
         attention: a(t) by layer, filled by the pass. Shape: each (heads, readings, tokens)
     """
 
     heads: Mapping[int, list[int]]
     context: Context
     rows: PassRows
+    prefix_queries: Mapping[int, Tensor] = field(default_factory=dict)
+    queries: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -126,9 +131,9 @@ def _attend(
     if reading is not None:
         if layer in reading.heads:
             reading.attention[layer] = _read_layer(reading, layer, module, query, key, attention_mask, options)
-        if attention_mask is not None:  # late tokens are for the selected heads alone
-            context = reading.context
-            shared = attention_mask[..., : context.cached], attention_mask[..., len(context.positions) :]
+        if attention_mask is not None:  # late tokens and rows that were run before are for the selected heads alone
+            context, of_pass = reading.context, attention_mask[..., -query.shape[2] :, :]
+            shared = of_pass[..., : context.cached], of_pass[..., len(context.positions) :]
             attention_mask = torch.cat(shared, dim=-1)
     if layer == current.last_layer:
         raise _LastHeadReadError
@@ -186,8 +191,8 @@ def _queries_and_keys(reading: RowReading, layer: int, query: Tensor, key: Tenso
     """Queries and keys of the selected heads, a key head for each query head, in float32.
 
     Args:
-        query: queries of all heads. Shape: (1, query heads, rows, head size)
-        key: keys of cached tokens and rows. Shape: (1, key heads, cached + rows, head size)
+        query: queries of all heads, of the rows that the pass runs. Shape: (1, query heads, rows run, head size)
+        key: keys of cached tokens and of all rows. Shape: (1, key heads, cached + rows, head size)
 
     Returns:
         Shape: (1, heads, rows, head size) and (1, heads, tokens + rows, head size)
@@ -199,7 +204,10 @@ def _queries_and_keys(reading: RowReading, layer: int, query: Tensor, key: Tenso
         late_heads = key_heads(heads, group)  # the key heads that `keys_for_heads` gave
         late = context.late_keys[layer].to(keys)[None, [late_heads.index(head // group) for head in heads]]
         keys = torch.cat([keys[:, :, : context.cached], late, keys[:, :, context.cached :]], dim=2)
-    return query[:, heads].float(), keys
+    queries = reading.queries[layer] = query[:, heads].float()
+    if layer in reading.prefix_queries:
+        queries = torch.cat([reading.prefix_queries[layer], queries], dim=2)
+    return queries, keys
 
 
 def key_heads(heads: Sequence[int], group: int) -> list[int]:

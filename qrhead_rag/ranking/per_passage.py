@@ -13,12 +13,13 @@ Long passages are cut into pieces that are encoded like passages; scores of a pa
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from qrhead_rag.core.attention import Rows
+from qrhead_rag.core.attention import QueryPrefix, Rows
 from qrhead_rag.core.heads import Readout
 from qrhead_rag.core.model_view import cache_of, joined_cache, layer_tensors
 from qrhead_rag.core.passage import Passage
@@ -265,7 +266,10 @@ class Independent(PerPassage):
 
 
 class Late(PerPassage):
-    """Keeps only the keys that the selected heads look at. Their queries alone meet the passages."""
+    """Keeps only the keys that the selected heads look at. Their queries alone meet the passages.
+
+    The prompt up to the query meets none of them: it is run once for each position, and kept.
+    """
 
     def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         dtype = getattr(torch, self._context.options.key_dtype)
@@ -277,11 +281,24 @@ class Late(PerPassage):
         return self._context.reader.read(
             opening,
             parts,
+            prefix=self._prefix(parts),
             late_keys=listed.joined_keys(),
             late_positions=listed.positions + length,
             hidden=length,
             see_all=True,
         )
+
+    def _prefix(self, parts: Sequence[Rows]) -> QueryPrefix | None:
+        """The prompt up to the query, which does not depend on it and is not run again; None where parts differ."""
+        tokenizer, template = self._context.tokenizer, self._context.template
+        any_question, position = tokenizer.question(template, NULL_QUERY), parts[0].position
+        # The last token of a part has to run: it is one of the query's own.
+        tokens = zip(
+            any_question.ids[: any_question.query_tokens.start], *(part.ids[:-1] for part in parts), strict=False
+        )
+        ids = [token for token, *of_parts in takewhile(lambda alike: len(set(alike)) == 1, tokens)]
+        alike = ids and all(part.position == position for part in parts)
+        return self._store.opening.query_prefix(ids, position) if alike else None
 
     def take_over(self, other: "Late") -> None:
         """Use again, for the list that is set next, what another list of the same retriever has run."""

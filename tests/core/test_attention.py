@@ -94,6 +94,36 @@ def test_parts_do_not_see_each_other_and_the_cache_is_not_changed():
     assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_run_before_are_read_as_if_they_ran_with_the_parts(family):
+    model = tiny_model(family)
+    documents, (beginning, ending) = documents_and_parts()
+    reader = HeadReader(model, HEADS)
+    cache, late = reader.prefill(documents[:, :12]), reader.prefill(documents)
+    position = PREFIX + 7  # not right after the cached tokens
+    parts = [
+        Rows([*beginning, *ending], position, (range(2, 9), range(9, 10), range(7, 14))),
+        Rows([*beginning, 17], position, (range(8, 10),)),
+    ]
+    options = {
+        "late_keys": {layer: keys[0] for layer, keys in reader.keys_for_heads([*map(keys_of, late.layers)]).items()},
+        "late_positions": torch.arange(PREFIX),
+        "hidden": 3,
+    }
+    before = [layer.keys.clone() for layer in cache.layers]
+    expected, ran = reader.read(cache, parts, **options), []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: ran.append(inputs[0].tolist()))
+    prefix = reader.run_prefix(cache, beginning, position)
+    torch.testing.assert_close(reader.read(cache, parts, prefix=prefix, **options), expected, atol=1e-6, rtol=0)
+    assert ran == [[beginning], [[*ending, 17]]]
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
+    assert expected.std() > 1e-3, "attention that is all alike proves nothing"
+
+
+def keys_of(layer):
+    return layer.keys
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_reads_in_float32(dtype):
     model = tiny_model(dtype=dtype)
