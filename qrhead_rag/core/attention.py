@@ -223,8 +223,8 @@ class HeadReader:
     ) -> Tensor:
         """`read` for parts that share one pass."""
         reading = self._run_parts(read_only_copy(prefix.cache if prefix else cache), prefix, context, parts)
-        by_layer = [attention.to(self.device) for _, attention in sorted(reading.attention.items())]
-        return torch.cat(by_layer)[self._order]
+        by_head = [head for _, attention in sorted(reading.attention.items()) for head in attention]
+        return torch.stack([by_head[number].to(self.device) for number in self._order])
 
     def _run_parts(
         self, cache: DynamicCache, prefix: QueryPrefix | None, context: Context, parts: Sequence[Rows]
@@ -299,12 +299,16 @@ def _rows_of_pass(parts: Sequence[Rows], before: int, device: torch.device) -> P
         for start, part in zip(starts, parts, strict=True)
         for rows in part.rows_by_reading
     ]
-    averages = torch.zeros(len(readings), len(part_of), dtype=torch.bool)
-    for number, rows in enumerate(readings):
-        averages[number, rows] = True
+    read = sorted({row for rows in readings for row in rows})
+    averages = None
+    if readings != [[row] for row in read]:
+        averages = torch.zeros(len(readings), len(part_of))
+        for number, rows in enumerate(readings):
+            averages[number, rows] = 1 / len(rows)
+        averages = averages[:, read].to(device)
     return PassRows(
         positions=torch.cat(positions).to(device),
         same_part=((part_of[:, None] == part_of) | (part_of == -1)).to(device),
-        is_read=averages.any(dim=0).to(device),
-        averages=(averages / averages.sum(dim=1, keepdim=True)).float().to(device),
+        read=torch.tensor(read, device=device),
+        averages=averages,
     )

@@ -218,7 +218,7 @@ def check_finite(
     Raises:
         NotFiniteError: names layer, head and the first document whose keys are not finite.
     """
-    if bool(torch.isfinite(attention).all()):
+    if bool(attention.sum().isfinite()):  # weights are at most 1, so that a sum of finite ones is finite
         return
     row = int(torch.nonzero(~torch.isfinite(attention))[0, 0])
     layer, head = heads[row]

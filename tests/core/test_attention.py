@@ -120,6 +120,16 @@ def test_rows_run_before_are_read_as_if_they_ran_with_the_parts(family):
     assert expected.std() > 1e-3, "attention that is all alike proves nothing"
 
 
+def test_a_reading_is_the_mean_of_its_rows_in_any_order():
+    documents, (part, _) = documents_and_parts()
+    reader = HeadReader(tiny_model(), HEADS)
+    cache = reader.prefill(documents)
+    by_row = reader.read(cache, [Rows(part, PREFIX, tuple(range(row, row + 1) for row in range(len(part))))])
+    readings = (range(4, 9), range(2, 3), range(2, 6), range(1, 2), range(2, 3))
+    expected = torch.stack([by_row[:, rows].mean(dim=1) for rows in map(list, readings)], dim=1)
+    torch.testing.assert_close(reader.read(cache, [Rows(part, PREFIX, readings)]), expected, atol=1e-6, rtol=0)
+
+
 def keys_of(layer):
     return layer.keys
 
