@@ -180,6 +180,20 @@ def test_the_model_is_left_exactly_as_found(family, fails):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_model_in_training_is_read_without_its_dropout():
+    model = tiny_model("gpt_neox", hidden_dropout=0.5, attention_dropout=0.5)
+    documents, (part, _) = documents_and_parts()
+
+    def read():
+        reader = HeadReader(model, HEADS)
+        return reader.read(reader.prefill(documents), [Rows(part, PREFIX)])
+
+    expected = read()
+    model.train()
+    assert torch.equal(read(), expected)
+    assert all(module.training for module in model.modules())
+
+
 def raise_keyboard_interrupt(*_):
     raise KeyboardInterrupt
 
