@@ -26,7 +26,7 @@ from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import CONSTANT_LABEL, NULL_QUERY
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.scoring import check_finite
-from qrhead_rag.ranking.asking import ask, rows_to_read
+from qrhead_rag.ranking.asking import Baseline, ask, rows_to_read
 from qrhead_rag.ranking.cache import content_key
 from qrhead_rag.ranking.context import check_length
 from qrhead_rag.ranking.pieces import (
@@ -63,7 +63,7 @@ class PerPassage(ABC):
         self._store, self._context = store, store.context
         self._passages: dict[str, PassagePieces] = {}  # by content
         self._contents: dict[int, str] = {}  # by index in the list
-        self._null: Tensor | None = None  # attention of the null query. Shape: (heads, tokens)
+        self._baseline: Baseline | None = None
         self.truncated: frozenset[int] = frozenset()
 
     @abstractmethod
@@ -94,9 +94,9 @@ class PerPassage(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what the passages keep, and of what the null query found."""
-        null = 0 if self._null is None else self._null.nbytes
-        return null + sum(passage.nbytes for passage in self._passages.values())
+        """Bytes of what the passages keep, and of the baseline."""
+        baseline = 0 if self._baseline is None else self._baseline.nbytes
+        return baseline + sum(passage.nbytes for passage in self._passages.values())
 
     def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
         """Never: a list may be of any length, and only one piece has to fit the context with the query."""
@@ -113,9 +113,9 @@ class PerPassage(ABC):
             contents = dict(zip(contents, clipped, strict=True))
         texts = set(contents.values())
         left = {text: pieces for text, pieces in self._passages.items() if text in texts}
-        null = self._null if list(contents.values()) == list(self._contents.values()) else None
+        baseline = self._baseline if list(contents.values()) == list(self._contents.values()) else None
         # At once, whatever interrupts.
-        self._null, self._contents, self._passages, self.truncated = null, contents, left, truncated
+        self._baseline, self._contents, self._passages, self.truncated = baseline, contents, left, truncated
 
     def run(self, show_progress: bool = False) -> None:
         """Encode the passages that no list of this retriever has encoded, those of like length together."""
@@ -161,11 +161,11 @@ class PerPassage(ABC):
             lambda parts: self._attention(parts, listed),
             [self._rows(readout, query, listed) for query in queries],
             lambda: self._rows(readout, NULL_QUERY, listed),
-            self._null,
+            self._baseline,
             listed.piece_of,
             len(listed.pieces),
         )
-        self._null, labels = answers.null, dict.fromkeys(contents, CONSTANT_LABEL)
+        self._baseline, labels = answers.baseline, dict.fromkeys(contents, CONSTANT_LABEL)
         return [
             # Equal texts have equal scores: those of the first. Attention itself differs by the last bit.
             Reading(
@@ -181,13 +181,13 @@ class PerPassage(ABC):
 
     def keep(self, key: str) -> None:
         """Leave what the null query found in the retriever's cache, where the passages are already."""
-        if self._null is not None:
-            self._store.cache.put(self._null_key(), self._null)
+        if self._baseline is not None and self._context.readout == "published":
+            self._store.cache.put(self._null_key(), self._baseline)
 
     def recall(self) -> None:
         """What the null query found in a list of the same texts, where the readout asks one."""
         if self._context.readout == "published":
-            self._null = self._store.cache.get(self._null_key())
+            self._baseline = self._store.cache.get(self._null_key())
 
     def _null_key(self) -> str:
         return content_key("null", *self._contents.values())
@@ -342,7 +342,7 @@ class Late(PerPassage):
         for index, piece in zip(document_of_piece, pieces, strict=True):
             by_document[index].append(piece)
         self._passages = {text: PassagePieces(tuple(by_document[index])) for index, text in self._contents.items()}
-        self._null = None
+        self._baseline = None
 
     def _opening_keys(self) -> dict[int, Tensor]:
         """Keys of the prompt's opening as they would be kept, by layer. Shape: (key heads, tokens, head size) each"""

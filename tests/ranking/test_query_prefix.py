@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from qrhead_rag import QRRetriever
+from qrhead_rag.core.attention import HeadReader
 from qrhead_rag.ranking.context import ListTooLongError
 from qrhead_rag.ranking.per_passage import Late
 from qrhead_rag.ranking.store import _PREFIXES_KEPT, store_of
+from tests.helpers.modes import MODES
 from tests.helpers.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
@@ -67,6 +69,25 @@ def test_a_warm_query_runs_its_own_tokens_alone():
     asked.model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: ran.append(inputs[0]))
     encoded.score(QUERIES[0])
     assert [asked.tokenizer.decode(ids[0]).strip() for ids in ran] == [QUERIES[0]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_instruction_attracts_is_read_once_a_list(mode, monkeypatch):
+    model = tiny_model(max_position_embeddings=2048)
+    asked = QRRetriever(model, tiny_tokenizer(), heads=HEADS, mode=mode, readout="evidence", cache_bytes=0)
+    encoded, read, plain = asked.encode(DOCUMENTS), [], HeadReader.read
+    monkeypatch.setattr(
+        HeadReader, "read", lambda *args, **rest: read.append(args[2][0].readings) or plain(*args, **rest)
+    )
+    for query in [*QUERIES, *QUERIES]:
+        close(encoded.score(query), asked.score(query, DOCUMENTS))
+    read.clear()
+    encoded.score(QUERIES[0])
+    encoded.score(QUERIES[0])
+    assert read[0][1:] == read[1]
+    encoded.extend(["One more ship."])
+    close(encoded.score(QUERIES[0]), asked.score(QUERIES[0], [*DOCUMENTS, "One more ship."]))
+    assert read[2] == read[0]
 
 
 def test_lists_of_like_length_share_a_prefix(monkeypatch):
