@@ -25,7 +25,15 @@ from qrhead_rag.core.attention_function import (
     run_pass,
 )
 from qrhead_rag.core.heads import Head
-from qrhead_rag.core.model_view import cache_argument, find_decoder, read_only_copy, view_of
+from qrhead_rag.core.model_view import (
+    cache_argument,
+    cache_bytes,
+    cache_of,
+    find_decoder,
+    layer_tensors,
+    read_only_copy,
+    view_of,
+)
 
 PREFILL_TOKENS = 2048
 _EAGER_PREFILL_BYTES = 128 * 2**20
@@ -53,6 +61,37 @@ class Rows:
     def rows_by_reading(self) -> tuple[range, ...]:
         """The rows of each reading."""
         return (range(len(self.ids)),) if self.readings is None else self.readings
+
+
+@dataclass(frozen=True)
+class QueryPrefix:
+    """Tokens after the cached ones that have been run. Parts that begin with them need not run them again.
+
+    `HeadReader.run_prefix` makes it.
+
+    Attributes:
+        ids: the tokens.
+        position: position of the first token.
+        cache: keys and values of the cached tokens and of these.
+        queries: queries of the selected heads, by layer. Shape: each (1, heads, tokens, head size)
+
+    >>> reader = HeadReader(model, heads=[(1, 0)])
+    >>> cache = reader.prefill(torch.arange(9)[None])
+    >>> prefix = reader.run_prefix(cache, [3, 4], position=9)
+    >>> again = reader.read(cache, [Rows([3, 4, 7], position=9)], prefix=prefix)  # runs the last row alone
+    >>> torch.allclose(again, reader.read(cache, [Rows([3, 4, 7], position=9)]), atol=1e-6)
+    True
+    """
+
+    ids: Sequence[int]
+    position: int
+    cache: DynamicCache
+    queries: dict[int, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return cache_bytes(self.cache) + sum(tensor.nbytes for tensor in self.queries.values())
 
 
 class HeadReader:
@@ -130,6 +169,7 @@ class HeadReader:
         cache: DynamicCache,
         parts: Sequence[Rows],
         *,
+        prefix: QueryPrefix | None = None,
         key_positions: Tensor | None = None,
         late_keys: Mapping[int, Tensor] | None = None,
         late_positions: Tensor | None = None,
@@ -144,6 +184,7 @@ class HeadReader:
         Args:
             cache: keys and values of the prompt up to the parts, batch 1.
             parts: query part, null-query part, and so on.
+            prefix: rows that every part begins with, and goes on after, as `run_prefix` ran them after this cache.
             key_positions: position of each cached token where it is not its index. Shape: (tokens,)
             late_keys: per layer, keys that only the selected heads see, after the cached ones (late interaction), as
                 `keys_for_heads` returns them. Shape: (key heads, late tokens, head size)
@@ -160,23 +201,48 @@ class HeadReader:
         positions = [torch.arange(cached) if key_positions is None else key_positions.cpu()]
         positions += [] if late_positions is None else [late_positions.cpu()]
         context = Context(torch.cat(positions).to(self.device), cached, late_keys or {}, hidden, see_all)
-        return torch.cat([self._read_pass(cache, context, group) for group in group_parts(parts)], dim=1)
+        return torch.cat([self._read_pass(cache, prefix, context, group) for group in group_parts(parts)], dim=1)
 
-    def _read_pass(self, cache: DynamicCache, context: Context, parts: Sequence[Rows]) -> Tensor:
+    @torch.no_grad()
+    def run_prefix(self, cache: DynamicCache, ids: Sequence[int], position: int) -> QueryPrefix:
+        """Run tokens that parts will begin with. The cache is not changed.
+
+        Args:
+            cache: keys and values of the tokens before, each at its index, batch 1.
+            ids: the tokens.
+            position: position of the first token.
+        """
+        cached, rows = cache.get_seq_length(), [Rows(ids, position)]
+        context = Context(torch.arange(cached, device=self.device), cached, {}, hidden=0, see_all=False)
+        longer = cache_of(*layer_tensors(cache))  # shares its tensors, and joins what follows into new ones
+        reading = self._run_parts(longer, None, context, rows)
+        return QueryPrefix(ids, position, longer, reading.queries)
+
+    def _read_pass(
+        self, cache: DynamicCache, prefix: QueryPrefix | None, context: Context, parts: Sequence[Rows]
+    ) -> Tensor:
         """`read` for parts that share one pass."""
-        device = self.device
-        reading = RowReading(self._heads_by_layer, context, _rows_of_pass(parts, device))
-        ids = torch.tensor([[token for part in parts for token in part.ids]], device=device)  # (1, rows)
+        reading = self._run_parts(read_only_copy(prefix.cache if prefix else cache), prefix, context, parts)
+        by_head = [head for _, attention in sorted(reading.attention.items()) for head in attention]
+        return torch.stack([by_head[number].to(self.device) for number in self._order])
+
+    def _run_parts(
+        self, cache: DynamicCache, prefix: QueryPrefix | None, context: Context, parts: Sequence[Rows]
+    ) -> RowReading:
+        """One pass over some parts, without the rows that they begin with where those have been run."""
+        device, before = self.device, len(prefix.ids) if prefix else 0
+        rows = _rows_of_pass(parts, before, device)
+        reading = RowReading(self._heads_by_layer, context, rows, prefix.queries if prefix else {})
+        ids = torch.tensor([[token for part in parts for token in part.ids[before:]]], device=device)  # (1, rows run)
         one_pass = Pass(self._row_kernel, self._last_layer, reading)
-        self._run(one_pass, ids, reading.rows.positions[None], read_only_copy(cache))
+        self._run(one_pass, ids, rows.positions[None, before:], cache)
         missing = self._heads_by_layer.keys() - reading.attention.keys()
         if missing:
             raise ValueError(
                 f"{type(self._decoder).__name__} did not call the attention interface in layers {sorted(missing)}; "
                 "expected a stock transformers model whose every attention layer does"
             )
-        by_layer = [attention.to(device) for _, attention in sorted(reading.attention.items())]
-        return torch.cat(by_layer)[self._order]
+        return reading
 
     def keys_for_heads(self, layer_keys: Sequence[Tensor]) -> dict[int, Tensor]:
         """Of all layers' keys, those that the selected heads look at.
@@ -221,22 +287,28 @@ def group_parts(parts: Sequence[Rows]) -> Iterator[list[Rows]]:
     yield group
 
 
-def _rows_of_pass(parts: Sequence[Rows], device: torch.device) -> PassRows:
-    lengths = torch.tensor([len(part.ids) for part in parts])
-    part_of = torch.arange(len(parts)).repeat_interleave(lengths)  # (rows,)
-    positions = torch.cat([torch.arange(len(part.ids)) + part.position for part in parts])
+def _rows_of_pass(parts: Sequence[Rows], before: int, device: torch.device) -> PassRows:
+    """The rows of some parts; the first ones, run before, are the same in all parts and come once."""
+    lengths = torch.tensor([len(part.ids) - before for part in parts])
+    part_of = torch.cat([torch.full((before,), -1), torch.arange(len(parts)).repeat_interleave(lengths)])  # (rows,)
+    positions = [torch.arange(before) + parts[0].position]
+    positions += [torch.arange(before, len(part.ids)) + part.position for part in parts]
     starts = (lengths.cumsum(0) - lengths).tolist()
     readings = [
-        [start + row for row in rows]
+        [row if row < before else start + row for row in rows]
         for start, part in zip(starts, parts, strict=True)
         for rows in part.rows_by_reading
     ]
-    averages = torch.zeros(len(readings), len(part_of), dtype=torch.bool)
-    for number, rows in enumerate(readings):
-        averages[number, rows] = True
+    read = sorted({row for rows in readings for row in rows})
+    averages = None
+    if readings != [[row] for row in read]:
+        averages = torch.zeros(len(readings), len(part_of))
+        for number, rows in enumerate(readings):
+            averages[number, rows] = 1 / len(rows)
+        averages = averages[:, read].to(device)
     return PassRows(
-        positions=positions.to(device),
-        same_part=(part_of[:, None] == part_of[None, :]).to(device),
-        is_read=averages.any(dim=0).to(device),
-        averages=(averages / averages.sum(dim=1, keepdim=True)).float().to(device),
+        positions=torch.cat(positions).to(device),
+        same_part=((part_of[:, None] == part_of) | (part_of == -1)).to(device),
+        read=torch.tensor(read, device=device),
+        averages=averages,
     )

@@ -46,19 +46,20 @@ class Context:
 
 @dataclass(frozen=True)
 class PassRows:
-    """The rows of one pass, part after part.
+    """The rows of one pass: first those that were run before, which every part begins with, then part after part.
 
     Attributes:
         positions: of each row. Shape: (rows,)
         same_part: which rows see each other, as far as the model lets them. Shape: (rows, rows)
-        is_read: rows whose attention is read. Shape: (rows,)
-        averages: weights that take the mean over the rows of each reading. Shape: (readings, rows)
+        read: indices of the rows whose attention is read. Shape: (rows read,)
+        averages: weights that take the mean over the rows of each reading; None where each reading is of one row, in
+            their order. Shape: (readings, rows read)
     """
 
     positions: Tensor
     same_part: Tensor
-    is_read: Tensor
-    averages: Tensor
+    read: Tensor
+    averages: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,20 @@ class RowReading:
         heads: by layer.
         context: the tokens that they attend to.
         rows: the tokens that attend.
+        prefix_queries: by layer, the heads' queries of the rows that were run before; their keys lie in the cache.
+            Shape: each (1, heads, rows run before, head size)
+        queries: by layer, those of the rows that the pass runs, filled by it. Shape: each (1, heads, rows, head size)
         attention: a(t) by layer, filled by the pass. Shape: each (heads, readings, tokens)
+        additive_masks: of each mask that the pass has made, by its id, the mask itself and what was made of it.
     """
 
     heads: Mapping[int, list[int]]
     context: Context
     rows: PassRows
+    prefix_queries: Mapping[int, Tensor] = field(default_factory=dict)
+    queries: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
+    additive_masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,9 +134,9 @@ def _attend(
     if reading is not None:
         if layer in reading.heads:
             reading.attention[layer] = _read_layer(reading, layer, module, query, key, attention_mask, options)
-        if attention_mask is not None:  # late tokens are for the selected heads alone
-            context = reading.context
-            shared = attention_mask[..., : context.cached], attention_mask[..., len(context.positions) :]
+        if attention_mask is not None:  # late tokens and rows that were run before are for the selected heads alone
+            context, of_pass = reading.context, attention_mask[..., -query.shape[2] :, :]
+            shared = of_pass[..., : context.cached], of_pass[..., len(context.positions) :]
             attention_mask = torch.cat(shared, dim=-1)
     if layer == current.last_layer:
         raise _LastHeadReadError
@@ -147,17 +155,20 @@ def _read_layer(
 ) -> Tensor:
     """a(t) of this layer's selected heads for each reading. Shape: (heads, readings, tokens)"""
     heads = reading.heads[layer]
-    # 1. Who may be seen: what the layer's own mask lets a row see, without the hidden tokens.
+    # 1. Who may be seen: what the layer's own mask lets a row see that is read, without the hidden tokens.
     additive = _additive_mask(reading, layer, module, mask)
     # 2. The selected heads' queries, and for each the keys that it looks at, the late ones between cache and rows.
     queries, keys = _queries_and_keys(reading, layer, query, key)
     # 3. Weights as the family's eager attention computes them, averaged over the rows of each reading.
-    weights = eager_weights(module, heads, queries, keys, additive, options)  # (1, heads, rows, tokens + rows)
-    return reading.rows.averages.to(weights.device) @ weights[0, :, :, : len(reading.context.positions)]
+    weights = eager_weights(module, heads, queries, keys, additive, options)  # (1, heads, rows read, tokens + rows)
+    of_rows, averages = weights[0, :, :, : len(reading.context.positions)], reading.rows.averages
+    return of_rows if averages is None else averages.to(of_rows.device) @ of_rows
 
 
 def _additive_mask(reading: RowReading, layer: int, module: nn.Module, mask: Tensor | None) -> Tensor:
-    """0 where a row sees a token, the least number where it does not. Shape: (1, 1, rows, tokens + rows)
+    """0 where a row sees a token, the least number where it does not. Shape: (1, 1, rows read, tokens + rows)
+
+    Layers that share a mask share it.
 
     Raises:
         ValueError: the model made no mask, or its window hides a token where all have to be seen.
@@ -167,18 +178,20 @@ def _additive_mask(reading: RowReading, layer: int, module: nn.Module, mask: Ten
             f"{type(module).__name__} was given no mask for the query rows; expected a model that builds its masks "
             "with transformers.masking_utils"
         )
+    if id(mask) in reading.additive_masks:
+        return reading.additive_masks[id(mask)][1]
     context = reading.context
-    visible = mask if mask.dtype == torch.bool else mask == 0
-    if context.see_all:
-        to_see = visible[0, 0, reading.rows.is_read.to(visible.device), context.hidden : len(context.positions)]
-        if not bool(to_see.all()):
-            raise ValueError(
-                f"layer {layer} attends within a window that hides part of the documents from the query; expected "
-                "every document token in sight: use smaller pieces (piece_tokens=), heads of layers without a window, "
-                "or listwise"
-            )
+    of_read = mask[:, :, reading.rows.read.to(mask.device)]
+    visible = of_read if mask.dtype == torch.bool else of_read == 0
+    if context.see_all and not bool(visible[..., context.hidden : len(context.positions)].all()):
+        raise ValueError(
+            f"layer {layer} attends within a window that hides part of the documents from the query; expected "
+            "every document token in sight: use smaller pieces (piece_tokens=), heads of layers without a window, "
+            "or listwise"
+        )
     additive = torch.where(visible, 0.0, _MASKED)
     additive[..., : context.hidden] = _MASKED
+    reading.additive_masks[id(mask)] = mask, additive
     return additive
 
 
@@ -186,20 +199,26 @@ def _queries_and_keys(reading: RowReading, layer: int, query: Tensor, key: Tenso
     """Queries and keys of the selected heads, a key head for each query head, in float32.
 
     Args:
-        query: queries of all heads. Shape: (1, query heads, rows, head size)
-        key: keys of cached tokens and rows. Shape: (1, key heads, cached + rows, head size)
+        query: queries of all heads, of the rows that the pass runs. Shape: (1, query heads, rows run, head size)
+        key: keys of cached tokens and of all rows. Shape: (1, key heads, cached + rows, head size)
 
     Returns:
-        Shape: (1, heads, rows, head size) and (1, heads, tokens + rows, head size)
+        Shape: (1, heads, rows read, head size) and (1, heads, tokens + rows, head size)
     """
     heads, context = reading.heads[layer], reading.context
     group = query.shape[1] // key.shape[1]  # query heads that share a key head
     keys = key[:, [head // group for head in heads]].float()
     if layer in context.late_keys:
         late_heads = key_heads(heads, group)  # the key heads that `keys_for_heads` gave
-        late = context.late_keys[layer].to(keys)[None, [late_heads.index(head // group) for head in heads]]
-        keys = torch.cat([keys[:, :, : context.cached], late, keys[:, :, context.cached :]], dim=2)
-    return query[:, heads].float(), keys
+        late = context.late_keys[layer][[late_heads.index(head // group) for head in heads]]
+        start, end = context.cached, len(context.positions)
+        joined = keys.new_empty(1, len(heads), keys.shape[2] + end - start, keys.shape[3])
+        joined[:, :, :start], joined[:, :, start:end], joined[:, :, end:] = keys[:, :, :start], late, keys[:, :, start:]
+        keys = joined
+    queries = reading.queries[layer] = query[:, heads].float()
+    if layer in reading.prefix_queries:
+        queries = torch.cat([reading.prefix_queries[layer], queries], dim=2)
+    return queries[:, :, reading.rows.read.to(queries.device)], keys
 
 
 def key_heads(heads: Sequence[int], group: int) -> list[int]:

@@ -71,25 +71,30 @@ def view_of(decoder: PreTrainedModel, num_layers: int, attention: str) -> nn.Mod
     def view(module: nn.Module) -> nn.Module:
         if id(module) in copies:
             return copies[id(module)]  # type: ignore[no-any-return]
+        attributes = module.__dict__
+        rebound = [name for name, value in attributes.items() if isinstance(value, _REBOUND)]
+        children, buffers, training = module._modules, module._buffers, module.training
+        if not (rebound or children or buffers or training) and type(module).__module__.startswith("torch.nn."):
+            return module  # such as a linear layer: its copy would be the same
         copied = copies[id(module)] = shallow_copy(module)
-        copied.__dict__["training"] = False
-        copied.__dict__["_buffers"] = dict(module._buffers)  # rotary embeddings write to theirs
-        children = module._modules
+        own = copied.__dict__
+        own["training"] = False
+        own["_buffers"] = dict(buffers)  # rotary embeddings write to theirs
         if isinstance(module, nn.ModuleList) and len(module) == decoder.config.num_hidden_layers:
             children = dict(list(children.items())[:num_layers])
-        copied.__dict__["_modules"] = {
-            name: child if child is None else view(child) for name, child in children.items()
-        }
-        for name, value in module.__dict__.items():
-            if name not in ("training", "_buffers", "_modules"):
-                copied.__dict__[name] = _rebound(value, module, copied, attention, copies)
+        own["_modules"] = {name: child if child is None else view(child) for name, child in children.items()}
+        for name in rebound:
+            own[name] = _rebound(attributes[name], module, copied, attention, copies)
         return copied
 
     return view(decoder)
 
 
+_REBOUND = PreTrainedConfig, MethodType, partial
+
+
 def _rebound(value: Any, module: nn.Module, copied: nn.Module, attention: str, copies: dict[int, Any]) -> Any:
-    """An attribute of a module as its copy needs it."""
+    """An attribute of a module, of the types `_REBOUND`, as its copy needs it."""
     if isinstance(value, PreTrainedConfig):
         if id(value) not in copies:
             config = copies[id(value)] = copy.copy(value)

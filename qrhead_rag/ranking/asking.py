@@ -1,6 +1,7 @@
 """A list asked: the passes over its queries, and what the readout reads of them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -11,16 +12,40 @@ from qrhead_rag.core.prompt import Span
 from qrhead_rag.core.scoring import calibrate, evidence
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """What a list attracts whatever is asked: from the null query, or from the instruction under `evidence`.
+
+    Attributes:
+        ids: the tokens that it was read from.
+        position: of the first of them.
+        attention: their mean. Shape: (heads, tokens)
+    """
+
+    ids: Sequence[int]
+    position: int
+    attention: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the attention."""
+        return self.attention.nbytes
+
+    def is_of(self, part: Rows) -> bool:
+        """Whether it is what the first reading of a query under `evidence` would give."""
+        return (part.position, list(_instruction(part))) == (self.position, list(self.ids))
+
+
 class Answers(NamedTuple):
     """What some queries read of a list.
 
     Attributes:
         by_head: of each query, what its `Reading` takes. Shape: each (heads, tokens)
-        null: attention of the null query, for later queries; None where the readout needs none. Shape: (heads, tokens)
+        baseline: for later queries of the list.
     """
 
     by_head: list[Tensor]
-    null: Tensor | None
+    baseline: Baseline
 
 
 def rows_to_read(readout: Readout, ids: Sequence[int], position: int, query_start: int, query_tokens: Span) -> Rows:
@@ -43,36 +68,50 @@ def rows_to_read(readout: Readout, ids: Sequence[int], position: int, query_star
     return Rows(ids[: query_tokens.end], position, (range(query_start, query_tokens.start), *own))
 
 
+def _instruction(part: Rows) -> Sequence[int]:
+    """The tokens of a query under `evidence` up to its own."""
+    return part.ids[: part.rows_by_reading[0].stop]
+
+
 def ask(
     readout: Readout,
     attend: Callable[[Sequence[Rows]], Tensor],
     queries: Sequence[Rows],
     null_query: Callable[[], Rows],
-    null: Tensor | None,
+    baseline: Baseline | None,
     piece_of: Tensor,
     num_pieces: int,
 ) -> Answers:
-    """Read some queries, which share passes.
+    """Read some queries, at least one, which share passes.
 
-    Under `published` the null query shares one of them the first time; `evidence` needs none.
+    The baseline is read the first time: under `published` the null query shares a pass, under `evidence` the
+    instruction is a part of the queries.
 
     Args:
         readout: what is read.
         attend: gives the attention of the selected heads to the list. Shape: (heads, readings, tokens)
         queries: as `rows_to_read` gives them.
         null_query: gives the mean of its span.
-        null: attention of the null query, if it is known. Shape: (heads, tokens)
+        baseline: of this list, if it is known.
         piece_of: index of each token's piece, or OUTSIDE. Shape: (tokens,)
         num_pieces: pieces of the list.
     """
     if readout == "published":
-        attention = attend(queries if null is not None else [*queries, null_query()]).cpu()  # (heads, parts, tokens)
-        null = attention[:, -1].clone() if null is None else null
-        return Answers([calibrate(attention[:, number], null) for number in range(len(queries))], null)
+        missing = [null_query()] if baseline is None else []
+        attention = attend([*queries, *missing]).cpu()  # (heads, parts, tokens)
+        baseline = baseline or Baseline(missing[0].ids, missing[0].position, attention[:, -1].clone())
+        calibrated = [calibrate(attention[:, number], baseline.attention) for number in range(len(queries))]
+        return Answers(calibrated, baseline)
     by_head: list[Tensor] = []
     for group in group_parts(queries):
-        attention = attend(group)  # row by row: those of one pass at a time
+        known = baseline.attention if baseline is not None and all(map(baseline.is_of, group)) else None
+        parts = group if known is None else [replace(part, readings=part.rows_by_reading[1:]) for part in group]
+        attention = attend(parts)  # row by row: those of one pass at a time
         piece_on_device = piece_of.to(attention.device)
-        for rows in attention.split_with_sizes([len(part.rows_by_reading) for part in group], dim=1):
-            by_head.append(evidence(rows[:, 1:], rows[:, 0], piece_on_device, num_pieces).cpu())
-    return Answers(by_head, None)
+        for rows in attention.split_with_sizes([len(part.rows_by_reading) for part in parts], dim=1):
+            prior, own = (rows[:, 0], rows[:, 1:]) if known is None else (known, rows)
+            by_head.append(evidence(own, prior, piece_on_device, num_pieces).cpu())
+        if known is None:
+            baseline = Baseline(_instruction(group[-1]), group[-1].position, prior.clone())
+    assert baseline is not None  # there is at least one query
+    return Answers(by_head, baseline)

@@ -19,7 +19,7 @@ from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import NULL_QUERY, ListLayout, Prompt, Span
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.scoring import OUTSIDE, check_finite, document_of_tokens
-from qrhead_rag.ranking.asking import ask, rows_to_read
+from qrhead_rag.ranking.asking import Baseline, ask, rows_to_read
 from qrhead_rag.ranking.context import check_length
 from qrhead_rag.ranking.progress import progress_bar
 from qrhead_rag.ranking.store import ListStore
@@ -38,13 +38,13 @@ class ListwiseList:
         self._last_laid_out: tuple[list[str], ListLayout] | None = None
         self._ids: list[int] = []  # of the tokens in the cache
         self._cache: DynamicCache | None = None
-        self._null: Tensor | None = None  # attention of the null query. Shape: (heads, tokens)
+        self._baseline: Baseline | None = None
         self.truncated: frozenset[int] = frozenset()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys, values and what the null query found."""
-        return cache_bytes(self._cache) + (0 if self._null is None else self._null.nbytes)
+        """Bytes of keys, values and the baseline."""
+        return cache_bytes(self._cache) + (0 if self._baseline is None else self._baseline.nbytes)
 
     def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
         """Whether several documents, as they are, and the query do not fit one prompt.
@@ -112,11 +112,11 @@ class ListwiseList:
             attend,
             [self._rows(context.readout, prompt) for prompt in prompts],
             lambda: self._rows(context.readout, layout.prompt(NULL_QUERY)),
-            self._null,
+            self._baseline,
             piece_of,
             len(indices),
         )
-        self._null = answers.null
+        self._baseline = answers.baseline
         labels = {index: f"[{number}] " for number, index in enumerate(self._indices, start=1)}
         offsets = torch.tensor(first.offsets[: len(piece_of)], dtype=torch.int32)
         return [Reading(context.readout, by_head, piece_of, indices, offsets, labels) for by_head in answers.by_head]
@@ -163,7 +163,7 @@ class ListwiseList:
         if cache is not None and ids == cached:
             return cache
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, cached, strict=False)))
-        self._cache, self._ids, self._null = None, [], None  # an interrupted pass leaves nothing half done
+        self._cache, self._ids, self._baseline = None, [], None  # an interrupted pass leaves nothing half done
         if cache is not None:
             crop(cache, common)
         if ids[common:]:

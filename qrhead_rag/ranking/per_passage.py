@@ -13,19 +13,20 @@ Long passages are cut into pieces that are encoded like passages; scores of a pa
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from qrhead_rag.core.attention import Rows
+from qrhead_rag.core.attention import QueryPrefix, Rows
 from qrhead_rag.core.heads import Readout
 from qrhead_rag.core.model_view import cache_of, joined_cache, layer_tensors
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import CONSTANT_LABEL, NULL_QUERY
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.scoring import check_finite
-from qrhead_rag.ranking.asking import ask, rows_to_read
+from qrhead_rag.ranking.asking import Baseline, ask, rows_to_read
 from qrhead_rag.ranking.cache import content_key
 from qrhead_rag.ranking.context import check_length
 from qrhead_rag.ranking.pieces import (
@@ -55,12 +56,14 @@ class PerPassage(ABC):
 
     1 let the heads see the prompt's opening, 2 hid it from them, 3 cuts pieces by tokens instead of characters.
     """
+    _position_step: ClassVar = 1
+    """The query stands at a multiple of it."""
 
     def __init__(self, store: ListStore) -> None:
         self._store, self._context = store, store.context
         self._passages: dict[str, PassagePieces] = {}  # by content
         self._contents: dict[int, str] = {}  # by index in the list
-        self._null: Tensor | None = None  # attention of the null query. Shape: (heads, tokens)
+        self._baseline: Baseline | None = None
         self.truncated: frozenset[int] = frozenset()
 
     @abstractmethod
@@ -91,9 +94,9 @@ class PerPassage(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what the passages keep, and of what the null query found."""
-        null = 0 if self._null is None else self._null.nbytes
-        return null + sum(passage.nbytes for passage in self._passages.values())
+        """Bytes of what the passages keep, and of the baseline."""
+        baseline = 0 if self._baseline is None else self._baseline.nbytes
+        return baseline + sum(passage.nbytes for passage in self._passages.values())
 
     def needs_windows(self, passages: Sequence[Passage], query: str) -> bool:
         """Never: a list may be of any length, and only one piece has to fit the context with the query."""
@@ -110,9 +113,9 @@ class PerPassage(ABC):
             contents = dict(zip(contents, clipped, strict=True))
         texts = set(contents.values())
         left = {text: pieces for text, pieces in self._passages.items() if text in texts}
-        null = self._null if list(contents.values()) == list(self._contents.values()) else None
+        baseline = self._baseline if list(contents.values()) == list(self._contents.values()) else None
         # At once, whatever interrupts.
-        self._null, self._contents, self._passages, self.truncated = null, contents, left, truncated
+        self._baseline, self._contents, self._passages, self.truncated = baseline, contents, left, truncated
 
     def run(self, show_progress: bool = False) -> None:
         """Encode the passages that no list of this retriever has encoded, those of like length together."""
@@ -152,17 +155,17 @@ class PerPassage(ABC):
             return [Reading.of_nothing(context.readout, len(context.heads)) for _ in queries]
         self.run()
         listed = ListedPieces.of(contents, self._passages)
-        position, readout = self._query_position(listed), context.readout
+        readout = context.readout
         answers = ask(
             readout,
             lambda parts: self._attention(parts, listed),
-            [self._rows(readout, query, position) for query in queries],
-            lambda: self._rows(readout, NULL_QUERY, position),
-            self._null,
+            [self._rows(readout, query, listed) for query in queries],
+            lambda: self._rows(readout, NULL_QUERY, listed),
+            self._baseline,
             listed.piece_of,
             len(listed.pieces),
         )
-        self._null, labels = answers.null, dict.fromkeys(contents, CONSTANT_LABEL)
+        self._baseline, labels = answers.baseline, dict.fromkeys(contents, CONSTANT_LABEL)
         return [
             # Equal texts have equal scores: those of the first. Attention itself differs by the last bit.
             Reading(
@@ -178,13 +181,13 @@ class PerPassage(ABC):
 
     def keep(self, key: str) -> None:
         """Leave what the null query found in the retriever's cache, where the passages are already."""
-        if self._null is not None:
-            self._store.cache.put(self._null_key(), self._null)
+        if self._baseline is not None and self._context.readout == "published":
+            self._store.cache.put(self._null_key(), self._baseline)
 
     def recall(self) -> None:
         """What the null query found in a list of the same texts, where the readout asks one."""
         if self._context.readout == "published":
-            self._null = self._store.cache.get(self._null_key())
+            self._baseline = self._store.cache.get(self._null_key())
 
     def _null_key(self) -> str:
         return content_key("null", *self._contents.values())
@@ -225,14 +228,21 @@ class PerPassage(ABC):
             for row, piece in enumerate(batch)
         ]
 
-    def _query_position(self, listed: ListedPieces) -> int:
-        """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
-        return int(self._store.opening.cache().get_seq_length() + listed.positions.max()) + 1
+    def _query_position(self, listed: ListedPieces, num_tokens: int) -> int:
+        """Where a query of so many tokens stands: soon after the longest piece of the list.
 
-    def _rows(self, readout: Readout, query: str, position: int) -> Rows:
+        Near is better (benchmarks/reports/choices.md); few positions serve many lists, where the context has room.
+        """
+        end = int(self._store.opening.cache().get_seq_length() + listed.positions.max()) + 1
+        limit = self._context.context_length
+        near = -(-end // self._position_step) * self._position_step
+        return near if limit is None or near + num_tokens <= limit else end
+
+    def _rows(self, readout: Readout, query: str, listed: ListedPieces) -> Rows:
         """The rows of a query that a readout reads, at a position that leaves room for them."""
         context = self._context
         question = context.tokenizer.question(context.template, query)
+        position = self._query_position(listed, len(question.ids))
         remedy = "use smaller pieces (piece_tokens=) or a shorter query"
         what = "the longest piece of the list with the query"
         check_length(what, position + len(question.ids), context.context_length, remedy)
@@ -265,7 +275,14 @@ class Independent(PerPassage):
 
 
 class Late(PerPassage):
-    """Keeps only the keys that the selected heads look at. Their queries alone meet the passages."""
+    """Keeps only the keys that the selected heads look at. Their queries alone meet the passages.
+
+    The prompt up to the query meets none of them: it is run once for each position, and kept.
+    """
+
+    READING_VERSION: ClassVar = 4
+    """4 puts the query at a multiple of 32 tokens, up to 3 as in `PerPassage`."""
+    _position_step: ClassVar = 32
 
     def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         dtype = getattr(torch, self._context.options.key_dtype)
@@ -277,11 +294,24 @@ class Late(PerPassage):
         return self._context.reader.read(
             opening,
             parts,
+            prefix=self._prefix(parts),
             late_keys=listed.joined_keys(),
             late_positions=listed.positions + length,
             hidden=length,
             see_all=True,
         )
+
+    def _prefix(self, parts: Sequence[Rows]) -> QueryPrefix | None:
+        """The prompt up to the query, which does not depend on it and is not run again; None where parts differ."""
+        tokenizer, template = self._context.tokenizer, self._context.template
+        any_question, position = tokenizer.question(template, NULL_QUERY), parts[0].position
+        # The last token of a part has to run: it is one of the query's own.
+        tokens = zip(
+            any_question.ids[: any_question.query_tokens.start], *(part.ids[:-1] for part in parts), strict=False
+        )
+        ids = [token for token, *of_parts in takewhile(lambda alike: len(set(alike)) == 1, tokens)]
+        alike = ids and all(part.position == position for part in parts)
+        return self._store.opening.query_prefix(ids, position) if alike else None
 
     def take_over(self, other: "Late") -> None:
         """Use again, for the list that is set next, what another list of the same retriever has run."""
@@ -312,7 +342,7 @@ class Late(PerPassage):
         for index, piece in zip(document_of_piece, pieces, strict=True):
             by_document[index].append(piece)
         self._passages = {text: PassagePieces(tuple(by_document[index])) for index, text in self._contents.items()}
-        self._null = None
+        self._baseline = None
 
     def _opening_keys(self) -> dict[int, Tensor]:
         """Keys of the prompt's opening as they would be kept, by layer. Shape: (key heads, tokens, head size) each"""

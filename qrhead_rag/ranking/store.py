@@ -1,14 +1,19 @@
 """What the lists of one retriever share: what they are read with, a cache, and the opening of the prompt."""
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from transformers.cache_utils import DynamicCache
 
+from qrhead_rag.core.attention import QueryPrefix
 from qrhead_rag.core.model_view import cache_bytes
 from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.context import ListContext
+
+_PREFIXES_KEPT = 16  # positions of the query: with pieces of 256 tokens there are nine
 
 
 class Opening:
@@ -17,11 +22,12 @@ class Opening:
     def __init__(self, context: ListContext) -> None:
         self._context = context
         self._cache: DynamicCache | None = None
+        self._prefixes: OrderedDict[tuple[int, ...], QueryPrefix] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its keys and values."""
-        return cache_bytes(self._cache)
+        """Bytes of its keys and values, and of what follows it."""
+        return cache_bytes(self._cache) + sum(prefix.nbytes for prefix in list(self._prefixes.values()))
 
     def cache(self) -> DynamicCache:
         """Its keys and values. Whoever calls it holds the context's lock, and does not change what it gets."""
@@ -31,9 +37,18 @@ class Opening:
             self._cache = self._context.reader.prefill(torch.tensor([ids]), chunk=chunk)
         return self._cache
 
+    def query_prefix(self, ids: Sequence[int], position: int) -> QueryPrefix:
+        """The tokens that query parts begin with, run after it at a position; the last few are kept."""
+        key = position, *ids
+        prefix = self._prefixes.pop(key, None) or self._context.reader.run_prefix(self.cache(), ids, position)
+        self._prefixes[key] = prefix
+        while len(self._prefixes) > _PREFIXES_KEPT:
+            self._prefixes.popitem(last=False)
+        return prefix
+
     def clear(self) -> None:
         """Forget it, until it is needed again."""
-        self._cache = None
+        self._cache, self._prefixes = None, OrderedDict()
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,46 @@ def test_parts_do_not_see_each_other_and_the_cache_is_not_changed():
     assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_run_before_are_read_as_if_they_ran_with_the_parts(family):
+    model = tiny_model(family)
+    documents, (beginning, ending) = documents_and_parts()
+    reader = HeadReader(model, HEADS)
+    cache, late = reader.prefill(documents[:, :12]), reader.prefill(documents)
+    position = PREFIX + 7  # not right after the cached tokens
+    parts = [
+        Rows([*beginning, *ending], position, (range(2, 9), range(9, 10), range(7, 14))),
+        Rows([*beginning, 17], position, (range(8, 10),)),
+    ]
+    options = {
+        "late_keys": {layer: keys[0] for layer, keys in reader.keys_for_heads([*map(keys_of, late.layers)]).items()},
+        "late_positions": torch.arange(PREFIX),
+        "hidden": 3,
+    }
+    before = [layer.keys.clone() for layer in cache.layers]
+    expected, ran = reader.read(cache, parts, **options), []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: ran.append(inputs[0].tolist()))
+    prefix = reader.run_prefix(cache, beginning, position)
+    torch.testing.assert_close(reader.read(cache, parts, prefix=prefix, **options), expected, atol=1e-6, rtol=0)
+    assert ran == [[beginning], [[*ending, 17]]]
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
+    assert expected.std() > 1e-3, "attention that is all alike proves nothing"
+
+
+def test_a_reading_is_the_mean_of_its_rows_in_any_order():
+    documents, (part, _) = documents_and_parts()
+    reader = HeadReader(tiny_model(), HEADS)
+    cache = reader.prefill(documents)
+    by_row = reader.read(cache, [Rows(part, PREFIX, tuple(range(row, row + 1) for row in range(len(part))))])
+    readings = (range(4, 9), range(2, 3), range(2, 6), range(1, 2), range(2, 3))
+    expected = torch.stack([by_row[:, rows].mean(dim=1) for rows in map(list, readings)], dim=1)
+    torch.testing.assert_close(reader.read(cache, [Rows(part, PREFIX, readings)]), expected, atol=1e-6, rtol=0)
+
+
+def keys_of(layer):
+    return layer.keys
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_reads_in_float32(dtype):
     model = tiny_model(dtype=dtype)
@@ -138,6 +178,20 @@ def test_the_model_is_left_exactly_as_found(family, fails):
     after = snapshot(model)
     assert str(after) == str(before)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_in_training_is_read_without_its_dropout():
+    model = tiny_model("gpt_neox", hidden_dropout=0.5, attention_dropout=0.5)
+    documents, (part, _) = documents_and_parts()
+
+    def read():
+        reader = HeadReader(model, HEADS)
+        return reader.read(reader.prefill(documents), [Rows(part, PREFIX)])
+
+    expected = read()
+    model.train()
+    assert torch.equal(read(), expected)
+    assert all(module.training for module in model.modules())
 
 
 def raise_keyboard_interrupt(*_):

@@ -9,6 +9,8 @@ from qrhead_rag.core.prompt import Span
 from qrhead_rag.core.scoring import (
     OUTSIDE,
     POOLED_PIECES,
+    _evidence_by_document,
+    _evidence_by_head,
     calibrate,
     check_finite,
     document_of_tokens,
@@ -89,6 +91,18 @@ def test_pooling_adds_up_the_best_pieces_of_each_document(seed):
             torch.testing.assert_close(pooled[row, document], best.sum())
             assert counted[row, document_of == document].sum() == min(POOLED_PIECES, len(of_document))
     torch.testing.assert_close(scores.where(counted, 0.0).sum(dim=1), pooled.sum(dim=1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_evidence_by_document_equals_evidence_by_head(seed):
+    spans, attention = random_list(seed)
+    rows, prior = attention.clamp(min=0).transpose(0, 1)[:, :1], attention[1]
+    rows = torch.cat([rows, rows.roll(7, dims=-1), 0.5 * prior[:, None]], dim=1)  # the last row finds nothing
+    of_list = rows, prior, document_of_tokens(spans, attention.shape[-1]), len(spans)
+    expected = _evidence_by_head(*of_list)
+    torch.testing.assert_close(_evidence_by_document(*of_list), expected)
+    assert (expected > 0).any(dim=0).sum() > 20
+    assert not expected[:, of_list[2] == OUTSIDE].any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -37,7 +37,7 @@ from qrhead_rag.detect.recording import RecordedExample, Recording, example_dige
 from qrhead_rag.detect.report import DetectionOptions
 from qrhead_rag.evaluate.metrics import ndcg_of_scores
 from qrhead_rag.evaluate.writer import Writer
-from qrhead_rag.ranking.per_passage import PerPassage
+from qrhead_rag.ranking.per_passage import Late
 from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -204,7 +204,7 @@ def test_files_are_told_apart_by_everything_the_scores_depend_on(retriever, monk
         assert settings_digest(QRRetriever(model, tokenizer, **named, **options)) != settings
     late = QRRetriever(model, tokenizer, **named, mode="late")
     before = settings_digest(late)
-    monkeypatch.setattr(PerPassage, "READING_VERSION", 1)
+    monkeypatch.setattr(Late, "READING_VERSION", 1)
     assert settings_digest(late) != before
     assert settings_digest(retriever) == settings
     tuned, _ = hand_made()
