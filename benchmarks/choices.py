@@ -39,7 +39,7 @@ def label(text: str) -> Iterator[None]:
 
 
 def position(tokens: int) -> Any:
-    return patch.object(PerPassage, "_query_position", lambda self, listed, num_tokens: tokens)
+    return patch.object(PerPassage, "_query_position", lambda self, listed: tokens)
 
 
 def temperature(value: float) -> Any:

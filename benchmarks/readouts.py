@@ -114,7 +114,7 @@ def masses_of(base: QRRetriever, mode: Mode, example: LabelledExample) -> dict[s
     state.set_passages(passages)
     state.run()
     listed = ListedPieces.of(state._contents, state._passages)
-    template = context.template
+    position, template = state._query_position(listed), context.template
     twice = f"{example.query}{template.separator}Query: {example.query}"
     tensors = {"documents": listed.document_of_piece}
     for name, query in (("query", example.query), ("null", NULL_QUERY), ("twice", twice)):
@@ -123,7 +123,6 @@ def masses_of(base: QRRetriever, mode: Mode, example: LabelledExample) -> dict[s
         if name == "twice":  # its second copy: as many tokens as the query has alone
             alone = context.tokenizer.question(template, example.query).query_tokens
             own = own._replace(start=own.end - (alone.end - alone.start))
-        position = state._query_position(listed, len(question.ids))
         with patch.object(attention_function, "_read_layer", masses_by_row(listed)):
             tensors[name] = state._attend([Rows(question.ids, position)], listed).half()
         tensors[f"{name}.rows"] = torch.tensor([question.query_start, own.start, own.end])

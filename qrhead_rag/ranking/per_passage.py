@@ -56,8 +56,6 @@ class PerPassage(ABC):
 
     1 let the heads see the prompt's opening, 2 hid it from them, 3 cuts pieces by tokens instead of characters.
     """
-    _position_step: ClassVar = 1
-    """The query stands at a multiple of it."""
 
     def __init__(self, store: ListStore) -> None:
         self._store, self._context = store, store.context
@@ -155,12 +153,12 @@ class PerPassage(ABC):
             return [Reading.of_nothing(context.readout, len(context.heads)) for _ in queries]
         self.run()
         listed = ListedPieces.of(contents, self._passages)
-        readout = context.readout
+        position, readout = self._query_position(listed), context.readout
         answers = ask(
             readout,
             lambda parts: self._attention(parts, listed),
-            [self._rows(readout, query, listed) for query in queries],
-            lambda: self._rows(readout, NULL_QUERY, listed),
+            [self._rows(readout, query, position) for query in queries],
+            lambda: self._rows(readout, NULL_QUERY, position),
             self._baseline,
             listed.piece_of,
             len(listed.pieces),
@@ -228,21 +226,14 @@ class PerPassage(ABC):
             for row, piece in enumerate(batch)
         ]
 
-    def _query_position(self, listed: ListedPieces, num_tokens: int) -> int:
-        """Where a query of so many tokens stands: soon after the longest piece of the list.
+    def _query_position(self, listed: ListedPieces) -> int:
+        """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
+        return int(self._store.opening.cache().get_seq_length() + listed.positions.max()) + 1
 
-        Near is better (benchmarks/reports/choices.md); few positions serve many lists, where the context has room.
-        """
-        end = int(self._store.opening.cache().get_seq_length() + listed.positions.max()) + 1
-        limit = self._context.context_length
-        near = -(-end // self._position_step) * self._position_step
-        return near if limit is None or near + num_tokens <= limit else end
-
-    def _rows(self, readout: Readout, query: str, listed: ListedPieces) -> Rows:
+    def _rows(self, readout: Readout, query: str, position: int) -> Rows:
         """The rows of a query that a readout reads, at a position that leaves room for them."""
         context = self._context
         question = context.tokenizer.question(context.template, query)
-        position = self._query_position(listed, len(question.ids))
         remedy = "use smaller pieces (piece_tokens=) or a shorter query"
         what = "the longest piece of the list with the query"
         check_length(what, position + len(question.ids), context.context_length, remedy)
@@ -279,10 +270,6 @@ class Late(PerPassage):
 
     The prompt up to the query meets none of them: it is run once for each position, and kept.
     """
-
-    READING_VERSION: ClassVar = 4
-    """4 puts the query at a multiple of 32 tokens, up to 3 as in `PerPassage`."""
-    _position_step: ClassVar = 32
 
     def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         dtype = getattr(torch, self._context.options.key_dtype)

@@ -37,7 +37,7 @@ from qrhead_rag.detect.recording import RecordedExample, Recording, example_dige
 from qrhead_rag.detect.report import DetectionOptions
 from qrhead_rag.evaluate.metrics import ndcg_of_scores
 from qrhead_rag.evaluate.writer import Writer
-from qrhead_rag.ranking.per_passage import Late
+from qrhead_rag.ranking.per_passage import PerPassage
 from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -136,7 +136,9 @@ def test_every_criterion_finds_the_hand_made_head_in_every_mode(criterion, mode,
 def test_the_command_has_every_criterion():
     """It starts without torch, so it names them itself."""
     annotation = inspect.signature(detect_command).parameters["criterion"].annotation
-    assert set(get_args(get_args(annotation)[0])) == set(CRITERIA)
+    criteria, none = get_args(get_args(annotation)[0])
+    assert set(get_args(criteria)) == set(CRITERIA)
+    assert none is type(None)
 
 
 def test_report_head_set_and_controls(recording, retriever, tmp_path):
@@ -204,7 +206,7 @@ def test_files_are_told_apart_by_everything_the_scores_depend_on(retriever, monk
         assert settings_digest(QRRetriever(model, tokenizer, **named, **options)) != settings
     late = QRRetriever(model, tokenizer, **named, mode="late")
     before = settings_digest(late)
-    monkeypatch.setattr(Late, "READING_VERSION", 1)
+    monkeypatch.setattr(PerPassage, "READING_VERSION", 1)
     assert settings_digest(late) != before
     assert settings_digest(retriever) == settings
     tuned, _ = hand_made()
