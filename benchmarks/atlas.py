@@ -52,7 +52,8 @@ def main() -> None:
             print(f"| {model} | {size} | {label(heads)} | {len(heads.heads)} | {depth(heads)} |")
     print("\n| model | sets | heads of the smaller set that the other has | by chance |\n| --- | --- | --- | --- |")
     for model, sets in sorted(by_model.items()):
-        for first, second in combinations(sorted(sets, key=lambda heads: len(heads.heads)), 2):
+        whole = [heads for heads in sets if heads.name != "shallow"]
+        for first, second in combinations(sorted(whole, key=lambda heads: len(heads.heads)), 2):
             shared, chance = (
                 overlap(first.heads, second.heads),
                 len(second.heads) / (second.num_layers * second.num_heads),
