@@ -131,6 +131,6 @@ def _find(load: Callable[[HeadSet | HeadChooser], LoadedModel], mode: Mode, read
         readouts.append("published")
     options = DetectionOptions(criterion="ndcg")
     detection = best_detection(retriever, {"encyclopedia": examples}, readouts, options, show_progress=True)
-    worth = check_worth(detection, {name: value for name, value in controls(examples).items() if name != "BM25"})
+    worth = check_worth(detection, controls(examples))
     heads = detection.head_set("found", note=f"{worth}, on {len(examples)} questions of the package")
     return replace(loaded, heads=heads)

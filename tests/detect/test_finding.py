@@ -15,7 +15,7 @@ from qrhead_rag.detect.finding import (
     layers_to_search,
 )
 from qrhead_rag.detect.made import make_examples
-from qrhead_rag.detect.report import DetectionOptions
+from qrhead_rag.detect.report import Detection, DetectionOptions, Quality
 from tests.helpers.synonyms import KNOWING, synonym_corpus, synonym_model
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
@@ -100,6 +100,32 @@ def test_the_control_refuses_what_only_all_heads_would_let_pass(knowing):
     check_worth(detection, {})
     with pytest.raises(NoHeadsError, match="BM25"):
         check_worth(detection, controls(examples))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "together", "p_value", "controls", "is_worth"),
+    [
+        (0.8, 0.6, 0.01, {"order": 0.3, "BM25": 0.5}, True),
+        (0.8, 0.6, 0.01, {"order": 0.3, "BM25": 0.85}, True),  # titles say what sentences say
+        (0.92, 0.6, 0.01, {"order": 0.3, "BM25": 0.93}, False),
+        (0.97, 0.6, 0.01, {"order": 0.3, "BM25": 0.93}, True),
+        (0.8, 0.6, 0.01, {"order": 0.79, "BM25": 0.5}, False),  # within the error
+        (0.8, 0.6, 0.06, {"order": 0.3}, False),
+        (0.6, 0.8, 0.01, {"order": 0.3}, False),
+    ],
+)
+def test_what_heads_have_to_be_worth(chosen, together, p_value, controls, is_worth):
+    detection = Detection.model_construct(
+        model="org/model",
+        options=DetectionOptions(criterion="ndcg"),
+        quality={"ndcg": Quality(mean=chosen, error=0.02), "all": Quality(mean=together, error=0.02)},
+        p_value_all=p_value,
+    )
+    if is_worth:
+        assert f"{chosen:.3f} ± 0.020" in check_worth(detection, controls)
+    else:
+        with pytest.raises(NoHeadsError, match=f"{chosen:.3f} ± 0.020"):
+            check_worth(detection, controls)
 
 
 def test_two_readouts_share_what_is_encoded(knowing):
