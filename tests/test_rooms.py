@@ -45,7 +45,7 @@ DRAWN_BY_THEMSELVES = {  # a notebook asks them to
 }
 FOUND_BY_THEMSELVES = {  # heads: a model without a shipped set asks for them
     ("qrhead_rag.ranking.retriever", "qrhead_rag.detect.first_use"),
-    ("qrhead_rag.frameworks.scorer", "qrhead_rag.detect.finding"),
+    ("qrhead_rag.frameworks.rerank", "qrhead_rag.detect.finding"),
 }
 
 

@@ -4,28 +4,25 @@ Frameworks treat components as data: they copy, pickle, serialize and rebuild th
 component has the options that load it, and the model beside them.
 """
 
-from collections.abc import Mapping, Sequence
-from copy import copy
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode, is_shipped_for
-from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.scoring import NotFiniteError
-from qrhead_rag.core.selection import Selection, select
+from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode
 from qrhead_rag.ranking.by_name import check_loadable, is_in_memory
-from qrhead_rag.ranking.context import document_name
 from qrhead_rag.ranking.loaded import LoadedRetrievers
 from qrhead_rag.ranking.options import Layout, ListOptions
 from qrhead_rag.ranking.retriever import QRRetriever
-from qrhead_rag.ranking.warn import warn_caller
 from qrhead_rag.ranking.warn import warnings_of_threads as warnings_of_threads  # noqa: PLC0414 - for integrations
 
 _loaded = LoadedRetrievers()
+
+
+def _path_or_none(store: Any) -> str | bool | None:
+    return store if isinstance(store, str | bool) else None
 
 
 class ScorerOptions(BaseModel):
@@ -40,6 +37,8 @@ class ScorerOptions(BaseModel):
         instruction: replaces the instruction before the query.
         device: where the model is loaded; None takes an accelerator where there is one.
         dtype: what its weights are loaded as; None is float32 on CPU, the checkpoint's own elsewhere.
+        store: where encoded passages are kept for every process (mode "late"): a file, True for one in the user's
+            cache folder, or a byte store, such as those of LangChain. Only a file, or True, is serialized.
         options: any other option of QRRetriever.from_pretrained (revision, trust_remote_code, window, piece_tokens …).
         scorer: a loaded QRRetriever, used as it is; the other options then describe it.
 
@@ -60,10 +59,11 @@ class ScorerOptions(BaseModel):
     instruction: str | None = None
     device: str | None = None
     dtype: str | None = None
+    store: Annotated[Any, PlainSerializer(_path_or_none), SkipJsonSchema()] = None
     options: dict[str, Any] = Field(default_factory=dict)
     scorer: Annotated[QRRetriever | None, SkipJsonSchema()] = Field(default=None, exclude=True, repr=False)
 
-    @field_validator("model", "heads", mode="before")
+    @field_validator("model", "heads", "store", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -122,153 +122,16 @@ class ScorerOptions(BaseModel):
         self._check_loadable()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy of the options; the loaded model stays shared."""
+        """A copy of the options; the loaded model and the store stay shared."""
         memo = {} if memo is None else memo
-        memo[id(self.scorer)] = self.scorer
+        memo |= {id(shared): shared for shared in (self.scorer, self.store)}
         return super().__deepcopy__(memo)
-
-
-class RerankOptions(ScorerOptions):
-    """Options of a reranking component: which QRRetriever ranks, and how many documents are kept.
-
-    Attributes:
-        top_n: documents to keep; None keeps all.
-        min_share: keep documents with at least this share (0 to 1) of the list's positive score mass.
-        max_tokens: keep whole documents, best first, within this many tokens of the ranking model.
-        fuse_retrieval: weight of the first stage's order beside the heads' (1 counts both alike); documents then come
-            back with the fused score. None ranks by the heads alone.
-        title_key: metadata key of a document's title, which the prompt puts before the text.
-        on_blank_query: "raise" refuses a blank query; "keep_order" returns the first documents in the order they were
-            retrieved in, without new scores, with a warning.
-
-    Raises:
-        ValueError: an option out of range, or as in `ScorerOptions`.
-
-    >>> RerankOptions(top_n=3, title_key="name").title_of({"name": "Ferries"})
-    'Ferries'
-    """
-
-    top_n: int | None = 5
-    min_share: float | None = None
-    max_tokens: int | None = None
-    fuse_retrieval: float | None = None
-    title_key: str | None = None
-    on_blank_query: Literal["raise", "keep_order"] = "raise"
-
-    @model_validator(mode="after")
-    def _check_selection(self) -> Self:
-        Selection(**self._selection())
-        return self
-
-    def rank(
-        self, query: str, passages: Sequence[Passage], retrieval_scores: Sequence[float | None] | None = None
-    ) -> list[tuple[int, float | None]]:
-        """Indices of the passages to keep, best first, each with the score that orders it.
-
-        There are no scores where the query is blank and `on_blank_query` keeps the order.
-
-        Args:
-            query: the question.
-            passages: as they were retrieved.
-            retrieval_scores: of each by the first stage, for `fuse_retrieval`. Where any is missing the order of the
-                passages is taken for the first stage's, with a warning. None takes it without one.
-        """
-        if self.on_blank_query == "keep_order" and isinstance(query, str) and not query.strip():
-            return [(index, None) for index in self._first(query, passages)]
-        scores = None
-        if self.fuse_retrieval is not None and retrieval_scores is not None:
-            scores = [score for score in retrieval_scores if score is not None]
-            if len(scores) < len(passages):
-                warn_caller(
-                    f"{len(passages) - len(scores)} of {len(passages)} documents have no retrieval score; "
-                    "fuse_retrieval takes their order for that of the first stage"
-                )
-                scores = None
-        try:
-            ranking = self.load_scorer().rank(query, passages, retrieval_scores=scores, **self._selection())
-        except NotFiniteError as error:
-            if error.document is not None:
-                error.add_note(f"The document is {document_name(passages, error.document)}.")
-            raise
-        return [(ranked.index, ranked.ordering_score) for ranked in ranking]
-
-    def with_heads_found_in(self, passages: Sequence[Passage], questions: int, show_progress: bool) -> Self:
-        """The same component with heads that are found on questions made from these passages (`find_heads`).
-
-        Raises:
-            NoHeadsError, ValueError, ImportError: as `find_heads`.
-        """
-        from qrhead_rag.detect.finding import find_heads
-
-        options = dict(self.options)
-        if self.heads is None and self.scorer is None and not is_shipped_for(self.name_of_model):
-            former = None
-        else:
-            former = self.load_scorer()
-        lives_in_memory = is_in_memory(self.model)
-        if former is not None and lives_in_memory:
-            reader = former
-        else:
-            reader = QRRetriever.from_pretrained(
-                self.model, heads="all", mode=self.mode, device=self.device, dtype=self.dtype, **options
-            )
-        heads = find_heads(
-            reader.model,
-            reader.tokenizer,
-            passages,
-            mode=self.mode or (former.mode if former else "late"),
-            readout=options.get("readout"),
-            questions=questions,
-            model_name=reader.model_name,
-            compare=former,
-            show_progress=show_progress,
-        )
-        scorer = None
-        if lives_in_memory:
-            scorer = QRRetriever(reader.model, reader.tokenizer, heads=heads, model_name=reader.model_name, **options)
-        return self.model_copy(update={"heads": heads, "mode": heads.mode, "scorer": scorer})
-
-    def _first(self, query: str, passages: Sequence[Passage]) -> list[int]:
-        """Indices of the passages to keep in the order in which they were retrieved."""
-        warn_caller(
-            f"the query is blank ({query!r}), so the documents keep the order they were retrieved in "
-            f"(on_blank_query={self.on_blank_query!r})"
-        )
-        counts = None
-        if self.max_tokens is not None:
-            counts = [self.load_scorer().count_tokens(passage.content) for passage in passages]
-        selection = Selection(top_n=self.top_n, max_tokens=self.max_tokens)
-        return select([0.0] * len(passages), selection, counts)
-
-    def title_of(self, metadata: Mapping[str, Any]) -> str | None:
-        """The title in a document's metadata."""
-        title = metadata.get(self.title_key) if self.title_key else None
-        return None if title is None else str(title)
-
-    def _selection(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("top_n", "min_share", "max_tokens", "fuse_retrieval")}
-
-
-def copy_containers(value: Any) -> Any:
-    """A copy of nested mappings, lists, tuples and sets; what else they hold, arrays say, is shared.
-
-    >>> metadata = {"pages": [3, 4]}
-    >>> copy_containers(metadata)["pages"] is metadata["pages"]
-    False
-    """
-    if isinstance(value, dict):
-        copied = copy(value)
-        copied.update((key, copy_containers(item)) for key, item in value.items())
-        return copied
-    if type(value) in (list, tuple):
-        return type(value)(map(copy_containers, value))
-    return copy(value) if isinstance(value, list | set) else value
 
 
 def _loading_options(scorer: QRRetriever) -> dict[str, Any]:
     """The options of a component that load an equal scorer, on any device."""
-    options = {"instruction": None, "layout": scorer.layout, **scorer.loading_options()}
-    own = {name: options.pop(name) for name in ("model", "heads", "mode", "instruction", "layout")}
+    options = {"instruction": None, "layout": scorer.layout, "store": None, **scorer.loading_options()}
+    own = {name: options.pop(name) for name in ("model", "heads", "mode", "instruction", "layout", "store")}
     return {**own, "options": {name: value for name, value in options.items() if name in _FURTHER}}
 
 

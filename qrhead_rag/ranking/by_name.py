@@ -5,11 +5,14 @@ from typing import Any
 from qrhead_rag.core.heads import Mode, shipped_head_sets
 from qrhead_rag.models.loading import LoadedModel
 from qrhead_rag.ranking.options import ListOptions
+from qrhead_rag.ranking.passage_store import PassageStore
 
 _IN_MEMORY = "in-memory:"  # prefix of a model without hub id or folder, which cannot be loaded again
 
 
-def loading_options(loaded: LoadedModel, mode: Mode, options: ListOptions) -> dict[str, Any]:
+def loading_options(
+    loaded: LoadedModel, mode: Mode, options: ListOptions, store: PassageStore | None
+) -> dict[str, Any]:
     """Options with which `QRRetriever.from_pretrained` loads an equal retriever.
 
     A model without hub id or folder has a name that `check_loadable` refuses.
@@ -22,6 +25,7 @@ def loading_options(loaded: LoadedModel, mode: Mode, options: ListOptions) -> di
         "model": f"{_IN_MEMORY}{loaded.name}" if unnamed else loaded.name,
         "heads": loaded.heads,
         "mode": mode,
+        **({} if store is None else {"store": store.choice}),
     }
 
 

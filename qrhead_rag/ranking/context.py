@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from transformers import PreTrainedModel
+
 from qrhead_rag.core.attention import HeadReader
 from qrhead_rag.core.heads import Head, Mode, Readout, readout_of
 from qrhead_rag.core.passage import Passage
@@ -16,11 +18,17 @@ from qrhead_rag.core.prompt import PromptTokenizer
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Selection
 from qrhead_rag.core.template import PromptTemplate
+from qrhead_rag.models.fingerprint import weights_fingerprint
 from qrhead_rag.models.loading import LoadedModel
 from qrhead_rag.models.shared import check_fork
 from qrhead_rag.ranking.options import ListOptions
+from qrhead_rag.ranking.passage_store import EncodedWith
 from qrhead_rag.ranking.warn import warn_caller
 
+# Tokenizers differ on it.
+_TEXT_OF_MANY_KINDS = "Two Ships, 3.14 km\n\tfoo_bar();  \u00c9t\u00e9 \u03a9 \u6f22\u5b57 \U0001f6a2"
+    "Two Ships, 3.14 km\n\tfoo_bar();  \u00c9t\u00e9 \u03a9 \u6f22\u5b57 \U0001f6a2"  # tokenizers differ on it
+)
 _QUERY_RESERVE = 128  # tokens kept free for a query that is not known yet
 
 
@@ -133,6 +141,18 @@ class ListContext:
             "longest_piece": self.longest_piece(),
             "opening": self.tokenizer.opening(self.template),
         }
+
+    def encoded_with(self, model: PreTrainedModel) -> EncodedWith:
+        """What passages are encoded with, for a passage store; the readout is no part of it, since keys are before it.
+
+        Args:
+            model: that the reader reads.
+        """
+        settings = self.file_identity()
+        settings["weights"] = weights_fingerprint(model, max(layer for layer, _ in self.heads) + 1)
+        settings["dtype"] = str(model.dtype).removeprefix("torch.")
+        settings["tokens"] = self.tokenizer.passage(_TEXT_OF_MANY_KINDS)[0]
+        return EncodedWith(settings)
 
     def token_counts(
         self, passages: Sequence[Passage], selection: Selection, counter: Callable[[str], int] | None

@@ -12,7 +12,8 @@ Long passages are cut into pieces that are encoded like passages; scores of a pa
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import ClassVar
 
@@ -117,28 +118,43 @@ class PerPassage(ABC):
 
     def run(self, show_progress: bool = False) -> None:
         """Encode the passages that no list of this retriever has encoded, those of like length together."""
-        missing: list[str] = []
-        for text in dict.fromkeys(text for text in self._contents.values() if text not in self._passages):
-            cached = self._store.cache.get(content_key("passage", text))
-            if cached is None:
-                missing.append(text)
-            else:
-                self._passages[text] = cached
+        texts = [text for text in dict.fromkeys(self._contents.values()) if text not in self._passages]
+        self._passages |= self._known(texts)
+        missing = [text for text in texts if text not in self._passages]
         if not missing:
             return
         opening = self._store.opening.cache().get_seq_length()
         to_run = self._cut(missing)
         pieces: dict[str, dict[int, Piece]] = {text: {} for text in missing}
+        left = Counter(piece.text for piece in to_run)
         total = sum(len(piece.ids) for piece in to_run)
         with progress_bar(total, "encoding", "token", show_progress) as advance:
             for batch in batches(to_run, self._context.options.batch_tokens, opening):
                 for piece, encoded in zip(batch, self._encode(batch), strict=True):
                     pieces[piece.text][piece.number] = encoded
                     advance(len(piece.ids))
-        for text, by_number in pieces.items():
-            passage = PassagePieces(tuple(by_number[number] for number in sorted(by_number)))
+                left -= Counter(piece.text for piece in batch)
+                whole = [text for text in dict.fromkeys(piece.text for piece in batch) if text not in left]
+                self._remember({text: PassagePieces.in_order(pieces[text]) for text in whole})
+
+    def _known(self, texts: Sequence[str]) -> dict[str, PassagePieces]:
+        """Those of some passages that the cache has, or else the store."""
+        cached = {text: self._store.cache.get(content_key("passage", text)) for text in texts}
+        known = {text: passage for text, passage in cached.items() if passage is not None}
+        if self._store.stored is not None:
+            stored = self._store.stored.read([text for text in texts if text not in known])
+            for text, passage in stored.items():
+                self._store.cache.put(content_key("passage", text), passage)
+            known |= stored
+        return known
+
+    def _remember(self, passages: Mapping[str, PassagePieces]) -> None:
+        """Keep passages that were encoded, for this list and for others."""
+        for text, passage in passages.items():
             self._passages[text] = passage
             self._store.cache.put(content_key("passage", text), passage)
+        if self._store.stored is not None:
+            self._store.stored.write(passages)
 
     def ask(self, queries: Sequence[str]) -> list[Reading]:
         """What every selected head reads of the list, for each query; the queries share passes.

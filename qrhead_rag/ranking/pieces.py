@@ -41,6 +41,11 @@ class PassagePieces:
 
     pieces: tuple[Piece, ...]
 
+    @classmethod
+    def in_order(cls, pieces: Mapping[int, Piece]) -> Self:
+        """The pieces of a passage by their numbers."""
+        return cls(tuple(pieces[number] for number in sorted(pieces)))
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""

@@ -29,11 +29,14 @@ from qrhead_rag.ranking.by_name import check_loadable, loading_options
 from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.context import ListContext, warn_of_truncation
 from qrhead_rag.ranking.encoded import EncodedPassages
+from qrhead_rag.ranking.ingestion import encode_to_store
 from qrhead_rag.ranking.modes import known_list, read_list
 from qrhead_rag.ranking.options import Layout, ListOptions
+from qrhead_rag.ranking.passage_store import PassageStore, StoreChoice
 from qrhead_rag.ranking.progress import progress_bar
 from qrhead_rag.ranking.result import Ranking, blank_lowest
 from qrhead_rag.ranking.store import ListStore, Opening
+from qrhead_rag.ranking.stored import StoredPassages
 from qrhead_rag.ranking.windows import rank_in_windows
 
 
@@ -50,6 +53,8 @@ class QRRetriever:
             to all) or "late" (the query's heads meet each document's stored keys). None is the mode in which the heads
             were found to rank best: that of the chosen set; for pairs and "all", that of the model's recommended set.
         model_name: name of the model where it knows none, or another, of itself.
+        store: where mode "late" keeps encoded passages, so that every process reads them and runs none twice: a file,
+            True for one in the user's cache folder, or a byte store; see `PassageStore`.
         options: layout, instruction, context_length, window, stride, prefill_tokens, piece_tokens, batch_tokens,
             cache_bytes, key_dtype and readout; see `ListOptions`.
 
@@ -74,12 +79,13 @@ class QRRetriever:
         heads: HeadChoice = None,
         mode: Mode | None = None,
         model_name: str | None = None,
+        store: StoreChoice | None = None,
         **options: Any,
     ) -> None:
         reading = ListOptions(**options)
         name = model_name or getattr(model, "name_or_path", None) or type(model).__name__
         load = partial(share_model, model, tokenizer, mode=check_mode(mode), name=model_name)
-        self._set_up(_load_with_heads(load, heads, name, None, mode, reading), mode, reading)
+        self._set_up(_load_with_heads(load, heads, name, None, mode, reading), mode, reading, store)
 
     @classmethod
     def from_pretrained(
@@ -94,6 +100,7 @@ class QRRetriever:
         revision: str | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
+        store: StoreChoice | None = None,
         **options: Any,
     ) -> Self:
         """Load a model, cut to the layers that its heads need, without output matrix.
@@ -108,6 +115,7 @@ class QRRetriever:
             revision: branch, tag or commit on the hub.
             gguf_file: name of a GGUF file inside the folder or hub repository.
             trust_remote_code: whether code that comes with the model may run.
+            store: see the class.
             options: those of the class; any other goes to transformers' `from_pretrained` (attn_implementation,
                 quantization_config, token …).
 
@@ -130,13 +138,14 @@ class QRRetriever:
         )
         loaded = _load_with_heads(load, heads, str(model or EMBEDDED_MODEL), revision, mode, reading)
         retriever = cls.__new__(cls)
-        retriever._set_up(loaded, mode, reading)
+        retriever._set_up(loaded, mode, reading, store)
         return retriever
 
-    def _set_up(self, loaded: LoadedModel, mode: Mode | None, options: ListOptions) -> None:
+    def _set_up(self, loaded: LoadedModel, mode: Mode | None, options: ListOptions, store: StoreChoice | None) -> None:
         self._loaded = loaded
         self._context = context = ListContext.of_model(loaded, mode or loaded.heads.mode, options)
-        self._store = ListStore(context, ByteCache(options.cache_bytes), Opening(context))
+        stored = None if store is None else StoredPassages.of_context(context, loaded.model, PassageStore(store))
+        self._store = ListStore(context, ByteCache(options.cache_bytes), Opening(context), stored)
 
     def with_readout(self, readout: Readout) -> Self:
         """The same heads with another readout; passages that the mode encodes alone are encoded once for both."""
@@ -145,8 +154,13 @@ class QRRetriever:
         cache = ByteCache(options.cache_bytes) if self.mode == "listwise" else self._store.cache
         retriever = type(self).__new__(type(self))
         retriever._loaded, retriever._context = self._loaded, context
-        retriever._store = ListStore(context, cache, self._store.opening)
+        retriever._store = ListStore(context, cache, self._store.opening, self._store.stored)
         return retriever
+
+    @property
+    def store(self) -> PassageStore | None:
+        """Where encoded passages are kept for every process; None where they are not."""
+        return None if self._store.stored is None else self._store.stored.passage_store
 
     @property
     def options(self) -> ListOptions:
@@ -205,7 +219,7 @@ class QRRetriever:
 
     def loading_options(self) -> dict[str, Any]:
         """Options with which `from_pretrained` loads an equal retriever; `model` is "in-memory:…" where it cannot."""
-        return loading_options(self._loaded, self.mode, self.options)
+        return loading_options(self._loaded, self.mode, self.options, self.store)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by name: it is loaded again, and what it has read is not kept.
@@ -372,6 +386,22 @@ class QRRetriever:
             ListTooLongError: under `listwise`, the list is longer than the model's context.
         """
         return EncodedPassages(self._store, documents).encode(show_progress=show_progress)
+
+    def encode_to_store(self, documents: Iterable[Document], *, show_progress: bool = False) -> int:
+        """Encode documents into the store, for every retriever of the same model, heads and options that has it.
+
+        Args:
+            documents: as in `rank`, of any number: a part at a time is in memory.
+            show_progress: show a progress bar, in passages.
+
+        Returns:
+            How many were not stored before.
+
+        Raises:
+            ValueError: this retriever has no store.
+            OSError: the store cannot be written.
+        """
+        return encode_to_store(self._store, documents, show_progress)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, read as plain text by the model's tokenizer."""

@@ -12,6 +12,7 @@ from qrhead_rag.core.attention import QueryPrefix
 from qrhead_rag.core.model_view import cache_bytes
 from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.context import ListContext
+from qrhead_rag.ranking.stored import StoredPassages
 
 _PREFIXES_KEPT = 16  # positions of the query: with pieces of 256 tokens there are nine
 
@@ -60,15 +61,17 @@ class ListStore:
         cache: under `listwise` lists that have been read; under the other modes passages, by their text, and of each
             list what the null query found. A list of the same texts refers to the same tensors.
         opening: of the prompt.
+        stored: passages that were encoded in any process, where the retriever has a store.
     """
 
     context: ListContext
     cache: ByteCache
     opening: Opening
+    stored: StoredPassages | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors in memory."""
         return self.cache.nbytes + self.opening.nbytes
 
     def clear(self) -> None:

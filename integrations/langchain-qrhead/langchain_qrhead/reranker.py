@@ -8,7 +8,8 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 
 from qrhead_rag import Passage
-from qrhead_rag.frameworks.scorer import RerankOptions, copy_containers, warnings_of_threads
+from qrhead_rag.frameworks.rerank import RerankOptions, copy_containers
+from qrhead_rag.frameworks.scorer import warnings_of_threads
 
 RELEVANCE_SCORE = "relevance_score"
 

@@ -10,7 +10,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from qrhead_rag import Passage
-from qrhead_rag.frameworks.scorer import RerankOptions, copy_containers, warnings_of_threads
+from qrhead_rag.frameworks.rerank import RerankOptions, copy_containers
+from qrhead_rag.frameworks.scorer import warnings_of_threads
 
 RETRIEVAL_SCORE = "retrieval_score"
 
