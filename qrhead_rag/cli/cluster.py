@@ -95,7 +95,8 @@ def encode_dataset(
     model: ActorOptions,
     heads: HeadsOption = None,
     key_dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"], typer.Option(help="How keys are stored.")
+        Literal["float16", "bfloat16", "float32", "int8"],
+        typer.Option(help="How keys are stored; int8 takes half the bytes of float16."),
     ] = "float16",
     pool: PoolOptions,
     shard_bytes: ShardOption = None,

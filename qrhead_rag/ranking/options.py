@@ -27,7 +27,8 @@ class ListOptions(BaseModel):
             padding, and the opening of the prompt before each; bounds memory, and keeps an accelerator busy.
         cache_bytes: what the retriever may keep of lists and passages it has read, in bytes, and as much again of
             conversations, where memories use it; 0 keeps nothing.
-        key_dtype: how `late` stores keys.
+        key_dtype: how `late` stores keys; "int8" takes half the bytes of "float16", with a scale for each key head and
+            piece.
         readout: "published" (calibrated attention, averaged over the query span) or "evidence" (what each token of the
             query finds beyond the instruction before it); None is the readout in which the heads were found.
 
@@ -46,7 +47,7 @@ class ListOptions(BaseModel):
     piece_tokens: int | None = Field(default=256, ge=16)
     batch_tokens: int = Field(default=4096, ge=1)
     cache_bytes: int = Field(default=2**30, ge=0)
-    key_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    key_dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     readout: Readout | None = None
 
     @model_validator(mode="after")

@@ -288,8 +288,13 @@ class Late(PerPassage):
     """
 
     def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        dtype = getattr(torch, self._context.options.key_dtype)
+        # A scale is that of a passage alone, so that 8 bits wait until it is cut out of its batch.
+        dtype = torch.float32 if self._key_dtype == torch.int8 else self._key_dtype
         return {layer: tensor.to(dtype) for layer, tensor in self._context.reader.keys_for_heads(keys).items()}, {}
+
+    def _encode(self, batch: Sequence[PieceToRun]) -> list[Piece]:
+        pieces = super()._encode(batch)
+        return [piece.quantized() for piece in pieces] if self._key_dtype == torch.int8 else pieces
 
     def _attend(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
         opening = self._store.opening.cache()
@@ -326,10 +331,8 @@ class Late(PerPassage):
             return [], {}
         self.run()
         listed = ListedPieces.of(self._contents, self._passages)
-        tensors = {f"keys.{layer}": keys for layer, keys in listed.joined_keys().items()}
-        tensors |= {f"opening.{layer}": keys for layer, keys in self._opening_keys().items()}
-        tensors["offsets"], tensors["piece_of"] = listed.offsets, listed.piece_of.to(torch.int32)
-        return listed.document_of_piece.tolist(), tensors
+        opening = {f"opening.{layer}": keys for layer, keys in self._opening_keys().items()}
+        return listed.document_of_piece.tolist(), listed.tensors() | opening
 
     def restore(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
         """Take over what `state` gave for a list of the same texts.
@@ -339,7 +342,7 @@ class Late(PerPassage):
         """
         if not self._contents:
             return
-        check_saved_pieces(document_of_piece, tensors, self._contents, self._opening_keys())
+        check_saved_pieces(document_of_piece, tensors, self._contents, self._opening_keys(), self._key_dtype)
         pieces = pieces_of_saved(tensors, self._context.reader.device)
         by_document: dict[int, list[Piece]] = {index: [] for index in self._contents}
         for index, piece in zip(document_of_piece, pieces, strict=True):
@@ -347,6 +350,12 @@ class Late(PerPassage):
         self._passages = {text: PassagePieces(tuple(by_document[index])) for index, text in self._contents.items()}
         self._baseline = None
 
+    @property
+    def _key_dtype(self) -> torch.dtype:
+        """What keys are kept in."""
+        dtype: torch.dtype = getattr(torch, self._context.options.key_dtype)
+        return dtype
+
     def _opening_keys(self) -> dict[int, Tensor]:
-        """Keys of the prompt's opening as they would be kept, by layer. Shape: (key heads, tokens, head size) each"""
+        """Keys of the prompt's opening by layer, not in 8 bits. Shape: (key heads, tokens, head size) each"""
         return {layer: keys[0] for layer, keys in self._keep(*layer_tensors(self._store.opening.cache()))[0].items()}

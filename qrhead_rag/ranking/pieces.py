@@ -1,7 +1,7 @@
 """Passages that were read one by one, in pieces if they are long, and the pieces of a list."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple, Self
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qrhead_rag.core.prompt import CONSTANT_LABEL
+from qrhead_rag.ranking.quantized import dequantize, quantize
 
 # Difference of its keys, by their size, that other dtypes and quantization make: 0.03 in bfloat16, 0.5 in rough int4.
 # That of unrelated weights is about 1.4.
@@ -23,16 +24,28 @@ class Piece:
         offsets: characters of each token, counted from the passage's label. Shape: (tokens, 2)
         keys: by layer; under `late` only those of the selected heads. Shape: (key heads, tokens, head size) each
         values: by layer; empty under `late`. Shape: (key heads, tokens, head size) each
+        scales: by layer, what the keys are multiples of; empty unless they are kept in 8 bits. Shape: (key heads,) each
     """
 
     offsets: Tensor
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
+    scales: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in (self.offsets, *self.keys.values(), *self.values.values()))
+        by_layer = (*self.keys.values(), *self.values.values(), *self.scales.values())
+        return sum(tensor.nbytes for tensor in (self.offsets, *by_layer))
+
+    def quantized(self) -> Self:
+        """The same with its keys in 8 bits."""
+        by_layer = {layer: quantize(keys) for layer, keys in self.keys.items()}
+        return replace(
+            self,
+            keys={layer: keys for layer, (keys, _) in by_layer.items()},
+            scales={layer: scales for layer, (_, scales) in by_layer.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -131,20 +144,48 @@ class ListedPieces:
         )
 
     def joined_keys(self) -> dict[int, Tensor]:
-        """Keys of all pieces in one tensor a layer. Shape: (key heads, tokens, head size) each"""
+        """Keys of all pieces in one tensor a layer; those kept in 8 bits come in float32.
+
+        Shape: (key heads, tokens, head size) each
+        """
+        joined, scales = self._kept_keys(), self._scales()
+        return {
+            layer: dequantize(keys, scales[layer].T[:, self.piece_of]) if layer in scales else keys
+            for layer, keys in joined.items()
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept of the pieces under `late`, by name, as a saved list has it."""
+        named = {f"keys.{layer}": keys for layer, keys in self._kept_keys().items()}
+        named |= {f"scales.{layer}": scales for layer, scales in self._scales().items()}
+        return named | {"offsets": self.offsets, "piece_of": self.piece_of.to(torch.int32)}
+
+    def _kept_keys(self) -> dict[int, Tensor]:
+        """Keys of all pieces as they are kept. Shape: (key heads, tokens, head size) each"""
         layers = self.pieces[0].keys
         return {layer: torch.cat([piece.keys[layer] for piece in self.pieces], dim=1) for layer in layers}
+
+    def _scales(self) -> dict[int, Tensor]:
+        """Scales of all pieces, by layer; none unless keys are kept in 8 bits. Shape: (pieces, key heads) each"""
+        layers = self.pieces[0].scales
+        return {layer: torch.stack([piece.scales[layer] for piece in self.pieces]) for layer in layers}
 
 
 def pieces_of_saved(tensors: Mapping[str, Tensor], device: torch.device) -> list[Piece]:
     """The pieces of a saved list, in its order, each with tensors of its own."""
-    layers = {int(name.removeprefix("keys.")): keys for name, keys in tensors.items() if name.startswith("keys.")}
+    keys_by_layer, scales_by_layer = _by_layer(tensors, "keys."), _by_layer(tensors, "scales.")
     pieces, start = [], 0
-    for length in torch.bincount(tensors["piece_of"]).tolist():
+    for number, length in enumerate(torch.bincount(tensors["piece_of"]).tolist()):
         own = slice(start, start := start + length)
-        keys = {layer: tensor[:, own].clone().to(device) for layer, tensor in layers.items()}
-        pieces.append(Piece(tensors["offsets"][own].clone(), keys, {}))
+        keys = {layer: tensor[:, own].clone().to(device) for layer, tensor in keys_by_layer.items()}
+        scales = {layer: tensor[number].clone().to(device) for layer, tensor in scales_by_layer.items()}
+        pieces.append(Piece(tensors["offsets"][own].clone(), keys, {}, scales))
     return pieces
+
+
+def _by_layer(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
+    """The tensors whose name is a prefix and a layer."""
+    return {int(name.removeprefix(prefix)): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def check_saved_pieces(
@@ -152,6 +193,7 @@ def check_saved_pieces(
     tensors: Mapping[str, Tensor],
     contents: Mapping[int, str],
     opening: Mapping[int, Tensor],
+    key_dtype: torch.dtype,
 ) -> None:
     """Refuse the tensors of a saved list that do not belong together, to the texts or to the model.
 
@@ -160,6 +202,7 @@ def check_saved_pieces(
         tensors: those of the file, by name.
         contents: text by index in the list.
         opening: keys of the prompt's opening as this model reads it, by layer.
+        key_dtype: that of the passages' keys.
 
     Raises:
         ValueError: names what does not belong.
@@ -168,7 +211,9 @@ def check_saved_pieces(
     expected = {"piece_of": (torch.int32, (tokens,)), "offsets": (torch.int32, (tokens, 2))}
     for layer, keys in opening.items():
         expected[f"opening.{layer}"] = keys.dtype, tuple(keys.shape)
-        expected[f"keys.{layer}"] = keys.dtype, (keys.shape[0], tokens, keys.shape[2])
+        expected[f"keys.{layer}"] = key_dtype, (keys.shape[0], tokens, keys.shape[2])
+        if key_dtype == torch.int8:
+            expected[f"scales.{layer}"] = torch.float32, (len(document_of_piece), keys.shape[0])
     actual = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if actual != expected:
         raise ValueError(f"it holds {sorted(actual.items())}, expected {sorted(expected.items())}")
