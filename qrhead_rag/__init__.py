@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from qrhead_rag.datasets.examples import LabelledExample
     from qrhead_rag.detect.finding import find_heads
     from qrhead_rag.ranking.encoded import EncodedPassages
+    from qrhead_rag.ranking.passage_store import PassageStore
     from qrhead_rag.ranking.result import RankedPassage, Ranking
     from qrhead_rag.ranking.retriever import QRRetriever
 
@@ -18,6 +19,7 @@ __all__ = [
     "HeadSet",
     "LabelledExample",
     "Passage",
+    "PassageStore",
     "QRRetriever",
     "RankedPassage",
     "Ranking",
@@ -29,6 +31,7 @@ _FILES = {
     "HeadSet": "core.heads",
     "LabelledExample": "datasets.examples",
     "Passage": "core.passage",
+    "PassageStore": "ranking.passage_store",
     "QRRetriever": "ranking.retriever",
     "RankedPassage": "ranking.result",
     "Ranking": "ranking.result",

@@ -43,6 +43,30 @@ class PassageOptions(ScorerOptions):
         return self.load_scorer().encode_to_store(passages, show_progress=show_progress)
 
 
+class EncoderOptions(PassageOptions):
+    """Options of a component that encodes a framework's documents into a store.
+
+    Attributes:
+        show_progress: whether a bar shows the documents that have been encoded.
+
+    Raises:
+        ValueError: no store, or as in `ScorerOptions`.
+
+    >>> EncoderOptions(store="chunks.db").store
+    'chunks.db'
+    """
+
+    show_progress: bool = False
+
+    @model_validator(mode="after")
+    def _check_store(self) -> Self:
+        if self.store is None:
+            raise ValueError(
+                f"{type(self).__name__} has no store; expected store=, the file that QRHeadReranker(store=) reads"
+            )
+        return self
+
+
 class RerankOptions(PassageOptions):
     """Options of a reranking component: which QRRetriever ranks, and how many documents are kept.
 

@@ -5,13 +5,12 @@ bytes of another passage, model or version are refused like damaged ones.
 """
 
 import hashlib
-import json
 from itertools import chain
 from math import prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from qrhead_rag.ranking.pieces import PassagePieces, Piece
@@ -37,11 +36,17 @@ class _Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: int
-    tokens: list[int] = Field(min_length=1)  # of each piece
-    layers: list[int]
-    dtype: str
-    shapes: list[tuple[int, int]]  # key heads and head size of each layer
+    tokens: list[PositiveInt] = Field(min_length=1)  # of each piece
+    layers: list[int] = Field(min_length=1)
+    dtype: Literal["float16", "bfloat16", "float32", "int8"]
+    shapes: list[tuple[PositiveInt, PositiveInt]]  # key heads and head size of each layer
     scaled: bool  # whether each piece has a scale for every key head
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> Self:
+        if len(self.layers) != len(self.shapes):
+            raise ValueError(f"{len(self.layers)} layers and {len(self.shapes)} shapes; expected as many")
+        return self
 
 
 class _Section(NamedTuple):
@@ -66,7 +71,7 @@ def to_bytes(key: str, passage: PassagePieces) -> bytes:
         format=FORMAT,
         tokens=[len(piece.offsets) for piece in passage.pieces],
         layers=[*first.keys],
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
         shapes=[(keys.shape[0], keys.shape[2]) for keys in first.keys.values()],
         scaled=bool(first.scales),
     )
@@ -77,9 +82,8 @@ def to_bytes(key: str, passage: PassagePieces) -> bytes:
     )
     for section, tensor in zip(sections, tensors, strict=True):
         # A view as bytes, since numpy knows no bfloat16.
-        payload[section.start : section.end] = memoryview(
-            tensor.to("cpu", section.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
-        )
+        flat = tensor.to("cpu", section.dtype).contiguous().reshape(-1).view(torch.uint8)
+        payload[section.start : section.end] = flat.numpy().tobytes()
     text = header.model_dump_json().encode()
     text += b" " * (-(_CHECKSUM_BYTES + _LENGTH_BYTES + len(text)) % _ALIGNED)
     content = len(text).to_bytes(_LENGTH_BYTES, "little") + text + payload
@@ -104,12 +108,12 @@ def from_bytes(key: str, value: bytes, device: torch.device) -> PassagePieces:
         raise DamagedValueError("the checksum is another: damaged, or written for another passage")
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     try:
-        header = _Header(**json.loads(bytes(content[_LENGTH_BYTES:start])))
-    except (ValueError, TypeError, ValidationError) as error:
+        header = _Header.model_validate_json(bytes(content[_LENGTH_BYTES:start]))
+    except ValidationError as error:
         raise DamagedValueError(f"its header cannot be read ({error})") from error
     sections = _sections(header)
     if header.format != FORMAT or len(content) - start != sections[-1].end:
-        raise DamagedValueError(f"its format is {header.format} with {len(content) - start} bytes of tensors")
+        raise DamagedValueError(f"its format is {header.format} and its tensors have {len(content) - start} bytes")
     on_cpu = torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8)
     payload = on_cpu.to(device)  # at once, since each transfer to an accelerator waits
     by_piece = len(sections) // len(header.tokens)
@@ -134,7 +138,7 @@ def _sections(header: _Header) -> list[_Section]:
     """Where the tensors of a header lie, piece by piece: offsets, the keys of each layer, the scales of each."""
     dtype, sections, start = getattr(torch, header.dtype), [], 0
     for tokens in header.tokens:
-        shapes = [(torch.int32, (tokens, 2))]
+        shapes: list[tuple[torch.dtype, tuple[int, ...]]] = [(torch.int32, (tokens, 2))]
         shapes += [(dtype, (heads, tokens, size)) for heads, size in header.shapes]
         shapes += [(torch.float32, (heads,)) for heads, _ in header.shapes] * header.scaled
         for kind, shape in shapes:

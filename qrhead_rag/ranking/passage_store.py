@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, Union
 
 import torch
 
@@ -25,7 +25,7 @@ from qrhead_rag.ranking.cache import content_key
 from qrhead_rag.ranking.passage_bytes import FORMAT, DamagedValueError, from_bytes, to_bytes
 from qrhead_rag.ranking.pieces import PassagePieces
 
-StoreChoice: TypeAlias = "str | Path | Literal[True] | ByteStore | PassageStore"
+StoreChoice: TypeAlias = Union[str, Path, Literal[True], ByteStore, "PassageStore"]
 """A file; True for `passages.db` in the user's cache folder; an object with mget, mset, mdelete and yield_keys."""
 
 _PASSAGES, _SETTINGS = "passages/", "settings/"

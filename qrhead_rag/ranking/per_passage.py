@@ -141,8 +141,9 @@ class PerPassage(ABC):
         """Those of some passages that the cache has, or else the store."""
         cached = {text: self._store.cache.get(content_key("passage", text)) for text in texts}
         known = {text: passage for text, passage in cached.items() if passage is not None}
-        if self._store.stored is not None:
-            stored = self._store.stored.read([text for text in texts if text not in known])
+        unknown = [text for text in texts if text not in known]
+        if unknown and self._store.stored is not None:
+            stored = self._store.stored.read(unknown)
             for text, passage in stored.items():
                 self._store.cache.put(content_key("passage", text), passage)
             known |= stored

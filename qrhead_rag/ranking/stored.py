@@ -80,10 +80,12 @@ class StoredPassages:
         Raises:
             OSError: the store cannot be written, where it must be.
         """
-        if self.must_be_written:
+
+        def write() -> bool:
             self.passage_store.write(self.encoded_with, passages)
-            self.written += len(passages)
-        elif passages and self._try("written", lambda: (self.passage_store.write(self.encoded_with, passages), True)):
+            return True
+
+        if write() if self.must_be_written else self._try("written", write):
             self.written += len(passages)
 
     def _try(self, what: str, call: Callable[[], _T]) -> _T | None:

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from langchain_qrhead.encoder import QRHeadEncoder
 from langchain_qrhead.messages import trim_messages_by_relevance
 from langchain_qrhead.reranker import QRHeadReranker
 
 if TYPE_CHECKING:
     from langchain_qrhead.middleware import QRHeadMemoryMiddleware
 
-__all__ = ["QRHeadMemoryMiddleware", "QRHeadReranker", "trim_messages_by_relevance"]
+__all__ = ["QRHeadEncoder", "QRHeadMemoryMiddleware", "QRHeadReranker", "trim_messages_by_relevance"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """QRHeadReranker: documents reordered by the attention of a model's retrieval heads."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
@@ -7,7 +8,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 
-from qrhead_rag import Passage
+from langchain_qrhead.documents import passages_of
 from qrhead_rag.frameworks.rerank import RerankOptions, copy_containers
 from qrhead_rag.frameworks.scorer import warnings_of_threads
 
@@ -67,8 +68,29 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
             ValueError: too few documents to make questions, or no heads that are worth more than all of them together.
             ImportError: the extra `eval` of qrhead-rag is not installed.
         """
-        passages = [self._passage(document, index) for index, document in enumerate(documents)]
+        passages = passages_of(documents, self)
         return self.with_heads_found_in(passages, questions, show_progress)
+
+    def encode_documents(self, documents: Sequence[Document], *, show_progress: bool = False) -> int:
+        """Encode documents into `store`, so that ranking them reads what it would have to run.
+
+        Args:
+            documents: of the corpus, as the retriever will give them; not changed.
+            show_progress: whether a bar shows the documents that have been encoded.
+
+        Returns:
+            How many were not stored before.
+
+        Raises:
+            ValueError: the reranker has no store.
+            OSError: the store cannot be written.
+        """
+        return self.store_passages(passages_of(documents, self), show_progress)
+
+    async def aencode_documents(self, documents: Sequence[Document], *, show_progress: bool = False) -> int:
+        """As encode_documents, in a thread, so the event loop is not blocked."""
+        with warnings_of_threads():
+            return await asyncio.to_thread(self.encode_documents, documents, show_progress=show_progress)
 
     def _traced(self) -> "Runnable[_Input, list[Document]]":
         return RunnableLambda(self._rerank, name="QRHeadReranker")
@@ -77,16 +99,8 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
         documents, query = request
         if not documents:
             return []
-        passages = [self._passage(document, index) for index, document in enumerate(documents)]
+        passages = passages_of(documents, self)
         return [_with_score(documents[index], score) for index, score in self.rank(query, passages)]
-
-    def _passage(self, document: Document, index: int) -> Passage:
-        if not isinstance(document, Document):
-            raise TypeError(
-                f"document {index} is {type(document).__name__}; expected a list of Document: "
-                "a text is Document(page_content=text)"
-            )
-        return Passage(text=document.page_content, title=self.title_of(document.metadata), id=document.id)
 
 
 class _Input(NamedTuple):

@@ -8,8 +8,8 @@ from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.postprocessor.qrhead.nodes import hide_metadata, passage_of
 
-from qrhead_rag import Passage
 from qrhead_rag.frameworks.rerank import RerankOptions, copy_containers
 from qrhead_rag.frameworks.scorer import warnings_of_threads
 
@@ -63,7 +63,8 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
             ValueError: too few nodes to make questions, or no heads that are worth more than all of them together.
             ImportError: the extra `eval` of qrhead-rag is not installed.
         """
-        passages = [self._passage(node.node if isinstance(node, NodeWithScore) else node) for node in nodes]
+        bare = [node.node if isinstance(node, NodeWithScore) else node for node in nodes]
+        passages = [passage_of(node, self, self.metadata_mode) for node in bare]
         return self.with_heads_found_in(passages, questions, show_progress)
 
     def _postprocess_nodes(
@@ -87,7 +88,7 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
         reranked: list[NodeWithScore] = []
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
             if nodes:
-                passages = [self._passage(scored.node) for scored in nodes]
+                passages = [passage_of(scored.node, self, self.metadata_mode) for scored in nodes]
                 ranking = self.rank(query, passages, [scored.score for scored in nodes])
                 reranked = [self._with_score(nodes[index], score) for index, score in ranking]
             event.on_end(payload={EventPayload.NODES: reranked})
@@ -100,19 +101,11 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
         with warnings_of_threads():
             return await super()._apostprocess_nodes(nodes, query_bundle)
 
-    def _passage(self, node: BaseNode) -> Passage:
-        if not node.get_content(metadata_mode=MetadataMode.NONE).strip():
-            return Passage(text="", id=node.node_id)  # metadata alone would rank an image by the name of its file
-        title = self.title_of(node.metadata)
-        if title is not None:
-            node = _hide_metadata(node, str(self.title_key))
-        return Passage(text=node.get_content(metadata_mode=self.metadata_mode), title=title, id=node.node_id)
-
     def _with_score(self, retrieved: NodeWithScore, score: float | None) -> NodeWithScore:
         node = retrieved.node
         metadata = copy_containers(node.metadata)
         if self.keep_retrieval_score:
-            node = _hide_metadata(node, RETRIEVAL_SCORE)
+            node = hide_metadata(node, RETRIEVAL_SCORE)
             metadata[RETRIEVAL_SCORE] = None if retrieved.score is None else float(retrieved.score)
         node = node.model_copy(update={"metadata": metadata})
         return retrieved.model_copy(update={"node": node, "score": retrieved.score if score is None else score})
@@ -129,9 +122,3 @@ def _check_kinds(nodes: list[NodeWithScore], query_bundle: QueryBundle) -> None:
                 f"node {index} is {type(node).__name__}; expected a list of NodeWithScore: a node is "
                 "NodeWithScore(node=node), a text NodeWithScore(node=TextNode(text=text))"
             )
-
-
-def _hide_metadata(node: BaseNode, key: str) -> BaseNode:
-    """A copy whose metadata `key` is hidden from the language model and the embedding model."""
-    excluded = ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
-    return node.model_copy(update={name: list(dict.fromkeys([*getattr(node, name), key])) for name in excluded})
