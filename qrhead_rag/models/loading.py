@@ -1,7 +1,6 @@
 """A model and its tokenizer, cut to the layers that are needed."""
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from transformers import (
 
 from qrhead_rag.core.heads import EMBEDDED_MODEL, HeadChoice, HeadChooser, HeadSet, Mode, ModelShape, choose_heads
 from qrhead_rag.models.embedded import EMBEDDED_PACKAGE, converted, embedded_gguf
+from qrhead_rag.models.lock import TurnLock
 from qrhead_rag.models.quiet import quiet
 from qrhead_rag.models.shared import check_fork, cut_layers, model_lock, whole_shape
 
@@ -52,7 +52,7 @@ class LoadedModel:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def lock(self) -> threading.RLock:
+    def lock(self) -> TurnLock:
         """The model's lock, shared by everything that reads it."""
         return check_fork(model_lock(self.model))
 

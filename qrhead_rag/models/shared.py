@@ -14,30 +14,31 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qrhead_rag.core.heads import ModelShape
+from qrhead_rag.models.lock import TurnLock
 
 _WHOLE_LAYERS = "qrhead_whole_layers"
 
-_locks: "WeakKeyDictionary[PreTrainedModel, threading.RLock]" = WeakKeyDictionary()
+_locks: "WeakKeyDictionary[PreTrainedModel, TurnLock]" = WeakKeyDictionary()
 _locks_guard = threading.Lock()
-_all_locks: "WeakSet[threading.RLock]" = WeakSet()
+_all_locks: "WeakSet[TurnLock]" = WeakSet()
 _ran_in: set[int] = set()  # ids of the processes in which models were run: of this one and those it was forked from
-_orphans: list[threading.RLock] = []  # locks that other threads held when this process was forked
+_orphans: list[TurnLock] = []  # locks that other threads held when this process was forked
 
 
-def model_lock(model: PreTrainedModel) -> threading.RLock:
+def model_lock(model: PreTrainedModel) -> TurnLock:
     """The lock of a model, held while its tokenizer or its layers run: fast tokenizers are not thread-safe."""
     with _locks_guard:
         return _locks.get(model) or _locks.setdefault(model, new_lock())
 
 
-def new_lock() -> threading.RLock:
+def new_lock() -> TurnLock:
     """A lock for work on models; `check_fork` knows it."""
-    lock = threading.RLock()
+    lock = TurnLock()
     _all_locks.add(lock)
     return lock
 
 
-def check_fork(lock: threading.RLock) -> threading.RLock:
+def check_fork(lock: TurnLock) -> TurnLock:
     """The lock, before it is taken for work on a model.
 
     A forked process has the memory of its parent and only one of its threads. What waits there for another, a parallel

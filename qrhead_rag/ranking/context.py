@@ -4,7 +4,6 @@ The modes differ in how documents are run through the model (`listwise.py`, `per
 aggregation, truncation and errors are the same for all and start from a `Reading`.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -20,6 +19,7 @@ from qrhead_rag.core.selection import Selection
 from qrhead_rag.core.template import PromptTemplate
 from qrhead_rag.models.fingerprint import weights_fingerprint
 from qrhead_rag.models.loading import LoadedModel
+from qrhead_rag.models.lock import TurnLock
 from qrhead_rag.models.shared import check_fork
 from qrhead_rag.ranking.options import ListOptions
 from qrhead_rag.ranking.passage_store import EncodedWith
@@ -89,7 +89,7 @@ class ListContext:
     readout: Readout
     options: ListOptions
     context_length: int | None
-    model_lock: threading.RLock
+    model_lock: TurnLock
     identity: dict[str, Any]
 
     @classmethod
@@ -116,7 +116,7 @@ class ListContext:
             )
 
     @property
-    def lock(self) -> threading.RLock:
+    def lock(self) -> TurnLock:
         """The model's lock.
 
         Raises:
