@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qrhead_rag import __version__
-from qrhead_rag.cli import cluster, detect, evaluate, rank
+from qrhead_rag.cli import cluster, detect, evaluate, rank, store
 from qrhead_rag.cli.output import replace_unencodable
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app = typer.Typer(
 
 app.command()(detect.detect)
 app.command()(evaluate.evaluate)
+app.command()(store.encode)
+app.add_typer(store.app, name="store")
 app.command()(cluster.rank_dataset)
 app.command()(cluster.encode_dataset)
 app.command()(rank.rank)

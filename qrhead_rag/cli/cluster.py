@@ -9,6 +9,7 @@ import typer
 from qrhead_rag.cli.options import (
     HeadsOption,
     InstructionOption,
+    KeyDtypeOption,
     LayoutOption,
     ModelOptions,
     ModeOption,
@@ -94,10 +95,10 @@ def encode_dataset(
     *,
     model: ActorOptions,
     heads: HeadsOption = None,
-    key_dtype: Annotated[
-        Literal["float16", "bfloat16", "float32", "int8"],
-        typer.Option(help="How keys are stored; int8 takes half the bytes of float16."),
-    ] = "float16",
+    key_dtype: KeyDtypeOption = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Keep what is encoded in this store; OUT then holds only what is done.")
+    ] = None,
     pool: PoolOptions,
     shard_bytes: ShardOption = None,
 ) -> None:
@@ -114,7 +115,7 @@ def encode_dataset(
                 pool=where,
                 shard_bytes=shard_bytes,
                 on_progress=on_progress,
-                **without_none(**vars(model), key_dtype=key_dtype),
+                **without_none(**vars(model), key_dtype=key_dtype, store=store),
             )
         _finish(done, "documents", out)
 

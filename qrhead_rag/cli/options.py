@@ -42,6 +42,13 @@ InstructionOption: TypeAlias = Annotated[str | None, typer.Option(help="Replaces
 PieceOption: TypeAlias = Annotated[
     int | None, typer.Option(help="Longer documents are read in pieces of this many tokens (independent, late).")
 ]
+KeyDtypeOption: TypeAlias = Annotated[
+    Literal["float16", "bfloat16", "float32", "int8"] | None,
+    typer.Option(help="How keys are stored: float16 by default; int8 takes half of its bytes (late)."),
+]
+StoreOption: TypeAlias = Annotated[
+    Path, typer.Option(help="A file that keeps encoded documents for every process; made if missing (late).")
+]
 OrderOption: TypeAlias = Annotated[
     Literal["given", "reversed", "shuffled"], typer.Option(help="How the candidates stand in a list.")
 ]

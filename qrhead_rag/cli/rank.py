@@ -54,6 +54,9 @@ def rank(
         int | None, typer.Option(help="Documents in a window, where a list is longer than the context (listwise).")
     ] = None,
     piece_tokens: PieceOption = None,
+    store: Annotated[
+        Path | None, typer.Option(help="A file that keeps encoded documents, as `qrhead encode` makes it (late).")
+    ] = None,
     instruction: InstructionOption = None,
     as_json: JsonOption = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each token contributed.")] = False,
@@ -70,7 +73,12 @@ def rank(
         if not numbered:
             raise ValueError(f"{name} has no documents; expected at least one line of {read_as}")
         options = without_none(
-            readout=readout, layout=layout, window=window, piece_tokens=piece_tokens, instruction=instruction
+            readout=readout,
+            layout=layout,
+            window=window,
+            piece_tokens=piece_tokens,
+            store=store,
+            instruction=instruction,
         )
         retriever = model.load(heads, mode, **options)
         ranking = retriever.rank(query, [passage for _, passage in numbered], **to_keep.model_dump())

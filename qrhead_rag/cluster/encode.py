@@ -2,8 +2,11 @@
 
 encode_dataset(["handbook/*.jsonl"], "encoded/")
 EncodedPassages.load("encoded/", retriever).rank("When does the ferry leave?")
+
+encode_dataset(["handbook/*.jsonl"], "progress/", store="handbook.db")  # for lists of any of them
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from qrhead_rag.core.heads import HeadChoice
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.passages import passage_of
 from qrhead_rag.datasets.records import RawRecord
+from qrhead_rag.files import write_text
 from qrhead_rag.ranking.retriever import QRRetriever
 
 
@@ -23,6 +27,7 @@ def encode_dataset(
     *,
     model: str | None = None,
     heads: HeadChoice = None,
+    store: str | Path | None = None,
     pool: Pool | None = None,
     shard_bytes: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -39,6 +44,8 @@ def encode_dataset(
         out: folder for the shards.
         model: hub id or folder; None is the embedded model.
         heads: as in `QRRetriever`, for the mode late.
+        store: a file of a passage store, which then gets what is encoded; a shard is a note of what was done. All
+            actors write to it, so they have to be on its machine.
         pool: where; None is one actor on this machine.
         shard_bytes: bytes of input in a shard.
         on_progress: called before the first shard and after each.
@@ -52,8 +59,8 @@ def encode_dataset(
         sources,
         out,
         _Encoder,
-        {"model": model, "heads": heads, "mode": "late", **options},
-        suffix=".safetensors",
+        {"model": model, "heads": heads, "mode": "late", **options, **({} if store is None else {"store": str(store)})},
+        suffix=".safetensors" if store is None else ".json",
         pool=pool,
         shard_bytes=shard_bytes,
         on_progress=on_progress,
@@ -61,7 +68,7 @@ def encode_dataset(
 
 
 class _Encoder:
-    """Makes one encoded list of the documents of a shard."""
+    """Makes one encoded list of the documents of a shard, or puts them into a store."""
 
     def __init__(self, model: str | None, **options: Any) -> None:
         self._retriever = QRRetriever.from_pretrained(model, **options)
@@ -76,4 +83,7 @@ class _Encoder:
             except ValueError as error:
                 reasons.append(str(error))
         tokens = sum(self._retriever.count_tokens(passage.content) for passage in passages)
-        return Made(reasons, tokens, self._retriever.encode(passages).save)
+        if self._retriever.store is None:
+            return Made(reasons, tokens, self._retriever.encode(passages).save)
+        note = {"passages": len(passages), "encoded": self._retriever.encode_to_store(passages)}
+        return Made(reasons, tokens, lambda path: write_text(path, json.dumps(note) + "\n"))

@@ -214,6 +214,33 @@ class PassageStore:
             pairs = zip(keys, self._mget(keys), strict=True)
             yield len(keys), [key for key, value in pairs if value is not None and not _is_whole(key, value)]
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """Forget passages, by the keys that `check` gives; they are encoded again when they are next ranked.
+
+        Raises:
+            OSError: the store cannot be written.
+        """
+        self.byte_store.mdelete(keys)
+
+    def delete_settings(self, digest: str) -> int:
+        """Forget all passages that were encoded alike, such as those of a model that is no longer used.
+
+        Args:
+            digest: of the settings, as in `contents`.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            OSError: the store cannot be written.
+        """
+        keys = list(self.byte_store.yield_keys(prefix=f"{_PASSAGES}{digest}/"))
+        for start in range(0, len(keys), _AT_ONCE):
+            self.byte_store.mdelete(keys[start : start + _AT_ONCE])
+        self.byte_store.mdelete([_SETTINGS + digest])
+        self._has_settings_of.discard(digest)
+        return len(keys)
+
     def _mget(self, keys: Sequence[str]) -> list[bytes | None]:
         values = list(self.byte_store.mget(keys))
         if len(values) != len(keys):
