@@ -219,7 +219,9 @@ def test_the_command_ranks_parquet_and_says_how_fast(model, pool, serial, tmp_pa
         assert row["scores"] == [ranked.score for ranked in expected]
 
 
-def test_shards_of_encoded_documents_load_as_one_list(model, pool, tmp_path):
+# In another batch int8 may round a key that lies between two numbers to the other one.
+@pytest.mark.parametrize(("key_dtype", "tolerance"), [("float16", 1e-5), ("int8", 5e-3)])
+def test_shards_of_encoded_documents_load_as_one_list(model, pool, tmp_path, key_dtype, tolerance):
     passages = [
         Passage(text=text(n, 4 + n % 9), title="T" if n % 3 else None, id=str(n), metadata={"page": n})
         for n in range(30)
@@ -238,18 +240,19 @@ def test_shards_of_encoded_documents_load_as_one_list(model, pool, tmp_path):
         "--heads",
     ]
     arguments += ["1-0,2-1", "--device", "cpu", "--concurrency", "2", "--shard-bytes", "300"]
+    arguments += ["--key-dtype", key_dtype]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "30 of 31 documents in" in result.stderr
     assert "1 failed" in result.stderr
     assert "some documents could not be used; the reasons are in" in result.stderr
     assert len(list((tmp_path / "out").glob("part-*"))) > 4
-    retriever = QRRetriever.from_pretrained(model, heads=HEADS, device="cpu", mode="late")
+    retriever = QRRetriever.from_pretrained(model, heads=HEADS, device="cpu", mode="late", key_dtype=key_dtype)
     loaded = EncodedPassages.load(tmp_path / "out", retriever)
     whole = retriever.encode(passages)
     assert list(loaded) == passages
     for query in ("which ship", "where is the key of the boat"):
-        assert loaded.score(query) == pytest.approx(whole.score(query), abs=1e-5)
+        assert loaded.score(query) == pytest.approx(whole.score(query), abs=tolerance)
     assert loaded.nbytes == whole.nbytes
     some = EncodedPassages.load(sorted((tmp_path / "out").glob("part-*"))[:2], retriever)
     assert list(some) == passages[: len(some)]
