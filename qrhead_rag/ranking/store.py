@@ -2,8 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -12,6 +13,7 @@ from qrhead_rag.core.attention import QueryPrefix
 from qrhead_rag.core.model_view import cache_bytes
 from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.context import ListContext
+from qrhead_rag.ranking.pieces import Piece
 
 _PREFIXES_KEPT = 16  # positions of the query: with pieces of 256 tokens there are nine
 
@@ -60,11 +62,14 @@ class ListStore:
         cache: under `listwise` lists that have been read; under the other modes passages, by their text, and of each
             list what the null query found. A list of the same texts refers to the same tensors.
         opening: of the prompt.
+        pieces: of passages, by text and number, for as long as the cache, a list or a thread holds them: what one
+            thread has run, another does not run again.
     """
 
     context: ListContext
     cache: ByteCache
     opening: Opening
+    pieces: "WeakValueDictionary[tuple[str, int], Piece]" = field(default_factory=WeakValueDictionary)
 
     @property
     def nbytes(self) -> int:
@@ -75,6 +80,7 @@ class ListStore:
         """Forget all that was read. Lists that are in use keep what they hold."""
         self.cache.clear()
         self.opening.clear()
+        self.pieces.clear()
 
 
 class HasStore(Protocol):
