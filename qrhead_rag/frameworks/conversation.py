@@ -261,11 +261,12 @@ class _Conversations:
             self._cache.drop(name)
             return scorer.rank(query, passages)
         state.set_passages(passages, query)
-        (reading,) = state.ask([query])
+        truncated = state.truncated
+        (reading,) = state.ask([query])  # meanwhile another thread may make the state that of its own turns
         self._cache.put(name, _Conversation(turns, state))
-        warn_of_truncation(passages, state.truncated)
+        warn_of_truncation(passages, truncated)
         mode = self._context.mode
-        return Ranking.of(query, passages, *reading.scores(len(passages)), Selection(), None, mode, state.truncated)
+        return Ranking.of(query, passages, *reading.scores(len(passages)), Selection(), None, mode, truncated)
 
     def _find(self, texts: frozenset[str]) -> str | None:
         """Name of the conversation that these texts are of: at least half of its turns are among them."""

@@ -207,7 +207,11 @@ class ListContext:
 
 
 class ListState(Protocol):
-    """One list as one mode holds it. Every call is made under the context's lock."""
+    """One list as one mode holds it. Every call is made under the context's lock.
+
+    `run` and `ask` may give way to other threads between batches of passages. What they give is that of the list as it
+    was when they were called, though another thread may have changed it meanwhile.
+    """
 
     @property
     def nbytes(self) -> int:

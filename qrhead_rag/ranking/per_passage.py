@@ -12,7 +12,6 @@ Long passages are cut into pieces that are encoded like passages; scores of a pa
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import ClassVar
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from qrhead_rag.core.attention import QueryPrefix, Rows
 from qrhead_rag.core.heads import Readout
-from qrhead_rag.core.model_view import cache_of, joined_cache, layer_tensors
+from qrhead_rag.core.model_view import joined_cache, layer_tensors
 from qrhead_rag.core.passage import Passage
 from qrhead_rag.core.prompt import CONSTANT_LABEL, NULL_QUERY
 from qrhead_rag.core.reading import Reading
@@ -30,20 +29,9 @@ from qrhead_rag.core.scoring import check_finite
 from qrhead_rag.ranking.asking import Baseline, ask, rows_to_read
 from qrhead_rag.ranking.cache import content_key
 from qrhead_rag.ranking.context import check_length
-from qrhead_rag.ranking.pieces import (
-    ListedPieces,
-    PassagePieces,
-    Piece,
-    PieceToRun,
-    batches,
-    check_saved_pieces,
-    pieces_of_saved,
-)
-from qrhead_rag.ranking.progress import progress_bar
+from qrhead_rag.ranking.encoding import encode_passages
+from qrhead_rag.ranking.pieces import ListedPieces, PassagePieces, Piece, check_saved_pieces, pieces_of_saved
 from qrhead_rag.ranking.store import ListStore
-
-_LABEL_TOKENS = 8  # by which the number of a text's tokens may change where a label stands before it, generously
-_LONG_TOKEN = 8  # characters a token: a text with more of them is likely to be cut
 
 
 class PerPassage(ABC):
@@ -117,48 +105,37 @@ class PerPassage(ABC):
         self._baseline, self._contents, self._passages, self.truncated = baseline, contents, left, truncated
 
     def run(self, show_progress: bool = False) -> None:
-        """Encode the passages that no list of this retriever has encoded, those of like length together."""
-        texts = [text for text in dict.fromkeys(self._contents.values()) if text not in self._passages]
-        self._passages |= self._known(texts)
-        missing = [text for text in texts if text not in self._passages]
-        if not missing:
-            return
-        opening = self._store.opening.cache().get_seq_length()
-        to_run = self._cut(missing)
-        pieces: dict[str, dict[int, Piece]] = {text: {} for text in missing}
-        left = Counter(piece.text for piece in to_run)
-        total = sum(len(piece.ids) for piece in to_run)
-        with progress_bar(total, "encoding", "token", show_progress) as advance:
-            for batch in batches(to_run, self._context.options.batch_tokens, opening):
-                for piece, encoded in zip(batch, self._encode(batch), strict=True):
-                    pieces[piece.text][piece.number] = encoded
-                    advance(len(piece.ids))
-                left -= Counter(piece.text for piece in batch)
-                whole = [text for text in dict.fromkeys(piece.text for piece in batch) if text not in left]
-                self._remember({text: PassagePieces.in_order(pieces[text]) for text in whole})
+        """Encode the passages that no list of this retriever has encoded, those of like length together.
 
-    def _known(self, texts: Sequence[str]) -> dict[str, PassagePieces]:
-        """Those of some passages that the cache has, or else the store."""
-        cached = {text: self._store.cache.get(content_key("passage", text)) for text in texts}
-        known = {text: passage for text, passage in cached.items() if passage is not None}
-        unknown = [text for text in texts if text not in known]
-        if unknown and self._store.stored is not None:
-            stored = self._store.stored.read(unknown)
+        Gives way between batches: see `encode_passages`.
+        """
+        self._encoded(self._contents, show_progress)
+
+    def _encoded(self, contents: Mapping[int, str], show_progress: bool = False) -> dict[str, PassagePieces]:
+        """The passages of these contents, by text. They stay the caller's, whatever other threads make of the list."""
+        cache, texts = self._store.cache, dict.fromkeys(contents.values())
+        known = {text: self._passages.get(text) or cache.get(content_key("passage", text)) for text in texts}
+        encoded = {text: passage for text, passage in known.items() if passage is not None}
+        missing = [text for text in texts if text not in encoded]
+        if missing and self._store.stored is not None:
+            stored = self._store.stored.read(missing)
             for text, passage in stored.items():
-                self._store.cache.put(content_key("passage", text), passage)
-            known |= stored
-        return known
-
-    def _remember(self, passages: Mapping[str, PassagePieces]) -> None:
-        """Keep passages that were encoded, for this list and for others."""
-        for text, passage in passages.items():
-            self._passages[text] = passage
-            self._store.cache.put(content_key("passage", text), passage)
-        if self._store.stored is not None:
-            self._store.stored.write(passages)
+                cache.put(content_key("passage", text), passage)
+            encoded |= stored
+            missing = [text for text in missing if text not in stored]
+        if missing:
+            new = encode_passages(self._store, self._keep, missing, show_progress)
+            for text, passage in new.items():
+                cache.put(content_key("passage", text), passage)
+            encoded |= new
+        if not encoded.keys() <= self._passages.keys():
+            listed = set(self._contents.values())  # which another thread may have changed meanwhile
+            passages = encoded | self._passages
+            self._passages = {text: passage for text, passage in passages.items() if text in listed}
+        return encoded
 
     def ask(self, queries: Sequence[str]) -> list[Reading]:
-        """What every selected head reads of the list, for each query; the queries share passes.
+        """What every selected head reads of the list as it is now, for each query; the queries share passes.
 
         Raises:
             ListTooLongError: the longest piece does not fit the context together with a query.
@@ -168,19 +145,20 @@ class PerPassage(ABC):
         context, contents = self._context, self._contents
         if not contents or not queries:
             return [Reading.of_nothing(context.readout, len(context.heads)) for _ in queries]
-        self.run()
-        listed = ListedPieces.of(contents, self._passages)
+        listed = ListedPieces.of(contents, self._encoded(contents))
         position, readout = self._query_position(listed), context.readout
         answers = ask(
             readout,
             lambda parts: self._attention(parts, listed),
             [self._rows(readout, query, position) for query in queries],
             lambda: self._rows(readout, NULL_QUERY, position),
-            self._baseline,
+            self._baseline if self._contents is contents else None,  # another thread may have changed the list
             listed.piece_of,
             len(listed.pieces),
         )
-        self._baseline, labels = answers.baseline, dict.fromkeys(contents, CONSTANT_LABEL)
+        if self._contents is contents:
+            self._baseline = answers.baseline
+        labels = dict.fromkeys(contents, CONSTANT_LABEL)
         return [
             # Equal texts have equal scores: those of the first. Attention itself differs by the last bit.
             Reading(
@@ -206,42 +184,6 @@ class PerPassage(ABC):
 
     def _null_key(self) -> str:
         return content_key("null", *self._contents.values())
-
-    def _cut(self, texts: Sequence[str]) -> list[PieceToRun]:
-        """The pieces of some passages, tokenized."""
-        tokenizer, label = self._context.tokenizer, len(CONSTANT_LABEL)
-        limit = None if self._context.options.piece_tokens is None else self._context.longest_piece()
-        to_run = []
-        for text in texts:
-            if limit is None or len(text) <= _LONG_TOKEN * limit:
-                ids, offsets = tokenizer.passage(text)
-                if limit is None or len(ids) + _LABEL_TOKENS <= limit:
-                    to_run.append(PieceToRun(text, 0, ids, tuple(offsets)))
-                    continue
-            for number, (start, end) in enumerate(tokenizer.sentences(text, limit)):
-                ids, offsets = tokenizer.passage(text[start:end])
-                moved = tuple((a, b) if b <= label else (max(a, label) + start, b + start) for a, b in offsets)
-                to_run.append(PieceToRun(text, number, ids, moved))
-        return to_run
-
-    def _encode(self, batch: Sequence[PieceToRun]) -> list[Piece]:
-        """Run some pieces together, each after the opening."""
-        opening = self._store.opening.cache()
-        start, length = opening.get_seq_length(), max(len(piece.ids) for piece in batch)
-        # Shape: (pieces, tokens). Nothing sees the padding.
-        ids = torch.tensor([piece.ids + [0] * (length - len(piece.ids)) for piece in batch])
-        before = ([tensor.expand(len(batch), -1, -1, -1) for tensor in tensors] for tensors in layer_tensors(opening))
-        cache = self._context.reader.prefill(ids, cache_of(*before), self._context.options.prefill_tokens)
-        keys, values = ([tensor[:, :, start:] for tensor in tensors] for tensors in layer_tensors(cache))
-        keys_kept, values_kept = self._keep(keys, values)
-        return [
-            Piece(
-                torch.tensor(piece.offsets, dtype=torch.int32),
-                {layer: tensor[row, :, : len(piece.ids)].clone() for layer, tensor in keys_kept.items()},
-                {layer: tensor[row, :, : len(piece.ids)].clone() for layer, tensor in values_kept.items()},
-            )
-            for row, piece in enumerate(batch)
-        ]
 
     def _query_position(self, listed: ListedPieces) -> int:
         """Right after the longest piece of the list: nearer is better (benchmarks/reports/choices.md)."""
@@ -293,10 +235,6 @@ class Late(PerPassage):
         dtype = torch.float32 if self._key_dtype == torch.int8 else self._key_dtype
         return {layer: tensor.to(dtype) for layer, tensor in self._context.reader.keys_for_heads(keys).items()}, {}
 
-    def _encode(self, batch: Sequence[PieceToRun]) -> list[Piece]:
-        pieces = super()._encode(batch)
-        return [piece.quantized() for piece in pieces] if self._key_dtype == torch.int8 else pieces
-
     def _attend(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
         opening = self._store.opening.cache()
         length = opening.get_seq_length()
@@ -324,14 +262,14 @@ class Late(PerPassage):
 
     def take_over(self, other: "Late") -> None:
         """Use again, for the list that is set next, what another list of the same retriever has run."""
-        self._passages |= other._passages
+        self._passages = self._passages | other._passages
 
     def state(self) -> tuple[list[int], dict[str, Tensor]]:
         """What is kept of the list, for a file: the document of each piece, and tensors by name."""
         if not self._contents:
             return [], {}
-        self.run()
-        listed = ListedPieces.of(self._contents, self._passages)
+        contents = self._contents
+        listed = ListedPieces.of(contents, self._encoded(contents))
         opening = {f"opening.{layer}": keys for layer, keys in self._opening_keys().items()}
         return listed.document_of_piece.tolist(), listed.tensors() | opening
 

@@ -154,7 +154,7 @@ class QRRetriever:
         cache = ByteCache(options.cache_bytes) if self.mode == "listwise" else self._store.cache
         retriever = type(self).__new__(type(self))
         retriever._loaded, retriever._context = self._loaded, context
-        retriever._store = ListStore(context, cache, self._store.opening, self._store.stored)
+        retriever._store = replace(self._store, context=context, cache=cache)
         return retriever
 
     @property

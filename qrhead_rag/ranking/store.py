@@ -2,8 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -12,6 +13,7 @@ from qrhead_rag.core.attention import QueryPrefix
 from qrhead_rag.core.model_view import cache_bytes
 from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.context import ListContext
+from qrhead_rag.ranking.pieces import Piece
 from qrhead_rag.ranking.stored import StoredPassages
 
 _PREFIXES_KEPT = 16  # positions of the query: with pieces of 256 tokens there are nine
@@ -62,12 +64,15 @@ class ListStore:
             list what the null query found. A list of the same texts refers to the same tensors.
         opening: of the prompt.
         stored: passages that were encoded in any process, where the retriever has a store.
+        pieces: of passages, by text and number, for as long as the cache, a list or a thread holds them: what one
+            thread has run, another does not run again.
     """
 
     context: ListContext
     cache: ByteCache
     opening: Opening
     stored: StoredPassages | None = None
+    pieces: "WeakValueDictionary[tuple[str, int], Piece]" = field(default_factory=WeakValueDictionary)
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +83,7 @@ class ListStore:
         """Forget all that was read. Lists that are in use keep what they hold."""
         self.cache.clear()
         self.opening.clear()
+        self.pieces.clear()
 
 
 class HasStore(Protocol):

@@ -85,6 +85,8 @@ class StoredPassages:
             self.passage_store.write(self.encoded_with, passages)
             return True
 
+        if not passages:
+            return
         if write() if self.must_be_written else self._try("written", write):
             self.written += len(passages)
 

@@ -239,8 +239,8 @@ def test_an_interrupted_wait_leaves_no_place_in_the_line():
                     holds.set()
                     release.wait(WAIT)
 
-            def interrupt(lock=lock, number=len(others) + 1):
-                in_line(lock, number)
+            def interrupt(lock=lock, others=others):
+                in_line(lock, len(others) + 1)
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
             holder = threading.Thread(target=hold, daemon=True)

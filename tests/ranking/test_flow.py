@@ -133,6 +133,10 @@ class LockTakenOnce:
     def __exit__(self, *error):
         self.lock.release()
 
+    def give_way(self):
+        assert self.lock.locked()
+        return False
+
 
 @pytest.mark.parametrize("mode", MODES)
 def test_no_call_takes_the_lock_again(mode, tmp_path):

@@ -9,9 +9,8 @@ import torch
 from langchain_core.stores import InMemoryByteStore
 
 from qrhead_rag import Passage, PassageStore, QRRetriever
-from qrhead_rag.ranking import stored
+from qrhead_rag.ranking import encoding, stored
 from qrhead_rag.ranking.byte_store import SqliteStore, StoreError
-from qrhead_rag.ranking.per_passage import PerPassage
 from tests.helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 HEADS = [(1, 0), (1, 3), (2, 1), (2, 2)]
@@ -36,7 +35,7 @@ def nothing_runs(monkeypatch):
     """Makes the encoding of a passage an error from the moment it is called."""
 
     def forbid():
-        monkeypatch.setattr(PerPassage, "_encode", lambda self, batch: pytest.fail("a passage was run"))
+        monkeypatch.setattr(encoding, "_run", lambda *arguments: pytest.fail("a passage was run"))
 
     return forbid
 
@@ -224,20 +223,20 @@ def test_ingestion_says_what_it_cannot_write(tmp_path):
 
 def test_an_interrupted_encoding_keeps_what_was_done(monkeypatch):
     byte_store = Counting()
-    run, done = PerPassage._encode, []
+    run, done = encoding._run, []
 
-    def interrupted(self, batch):
+    def interrupted(store, keep, batch):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.extend(batch)
-        return run(self, batch)
+        return run(store, keep, batch)
 
     asked, texts = retriever(store=byte_store, batch_tokens=1), ["One ship.", "Two came.", "Three came in.", "Four."]
-    monkeypatch.setattr(PerPassage, "_encode", interrupted)
+    monkeypatch.setattr(encoding, "_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         asked.encode(texts)
     assert PassageStore(byte_store).contents()[0].passages == 2
-    monkeypatch.setattr(PerPassage, "_encode", run)
+    monkeypatch.setattr(encoding, "_run", run)
     assert len(asked.rank(QUERY, texts)) == 4
 
 
