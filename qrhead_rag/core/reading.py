@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qrhead_rag.core.heads import Readout
-from qrhead_rag.core.scoring import OUTSIDE, document_scores, masked, pool_pieces, votes
+from qrhead_rag.core.scoring import OUTSIDE, document_scores, list_evidence, masked, pool_pieces, votes
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,16 @@ class Reading:
         for index, label in self.labels.items():  # clones: a slice would keep, and pickle, the whole tensor
             evidence[index] = Evidence(of_documents[index].clone(), offsets[index].clone(), label)
         return scores, evidence
+
+    def list_evidence(self) -> float | None:
+        """How much the list has for the query, from 0 to 1; None under `published`.
+
+        It compares across lists of one model, head set, mode and instruction, also of different lengths.
+        """
+        if self.readout == "published":
+            return None
+        num_documents = int(self.document_of_piece.max()) + 1 if len(self.document_of_piece) else 0
+        return list_evidence(self._pooled(self.by_head, num_documents)[0])
 
     def _published(self, calibrated: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
         """Equation (3). Shape: (..., tokens) -> (..., documents) and (..., tokens)"""

@@ -198,6 +198,21 @@ def votes(scores: Tensor, contributions: Tensor) -> tuple[Tensor, Tensor]:
     return scores / totals, contributions / totals
 
 
+def list_evidence(scores: Tensor) -> float:
+    """Equation (7): the share of its attention that a query spends on the best document beyond the prior.
+
+    Args:
+        scores: e(d) of each head. Shape: (heads, documents)
+
+    Returns:
+        From 0 to 1; 0 for a list without documents.
+
+    >>> list_evidence(torch.tensor([[0.25, 0.0], [0.5, 0.25]]))
+    0.375
+    """
+    return float(scores.mean(dim=0).max()) if scores.shape[-1] else 0.0
+
+
 class NotFiniteError(FloatingPointError):
     """Attention that is not finite.
 
