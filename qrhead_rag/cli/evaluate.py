@@ -66,7 +66,8 @@ def evaluate(
     abstain: Annotated[
         bool,
         typer.Option(
-            "--abstain", help="Also measure whether each method's evidence tells lists without their relevant documents."
+            "--abstain",
+            help="Also measure whether each method's evidence tells lists without their relevant documents.",
         ),
     ] = False,
     model: ModelOptions,
@@ -160,7 +161,12 @@ class _Models:
 
 
 def _abstain(
-    names: Sequence[str], models: _Models, examples: "Sequence[LabelledExample]", order: "Order", seed: int, console: Console
+    names: Sequence[str],
+    models: _Models,
+    examples: "Sequence[LabelledExample]",
+    order: "Order",
+    seed: int,
+    console: Console,
 ) -> dict[str, Any]:
     """Print the curve of every method that has evidence; returns it as data."""
     from qrhead_rag.evaluate.abstain import calibrate, measure_evidence
@@ -182,6 +188,7 @@ def _abstain(
             "default@late@evidence"
         )
     return by_method
+
 
 def _print_evaluation(evaluation: "Evaluation", console: Console) -> None:
     summaries = evaluation.summaries()

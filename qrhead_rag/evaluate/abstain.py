@@ -166,6 +166,8 @@ def floor_curve(pairs: Sequence[EvidencePair]) -> list[Floor]:
     values = sorted({value for pair in pairs for value in pair if value is not None})
     # Halfway between two measured values, so that neither side depends on the last bit.
     floors = [0.0, *((low + high) / 2 for low, high in zip(values, values[1:], strict=False))]
+    if values and values[-1] < 1:
+        floors.append(1.0)  # refuses every list
     return [apply_floor(pairs, floor) for floor in floors]
 
 
@@ -191,7 +193,8 @@ def choose_floor(pairs: Sequence[EvidencePair], max_wrong: float | None = None) 
     curve = floor_curve(pairs)
     if max_wrong is None:
         return max(curve, key=lambda point: point.kept - point.passed_on)
-    return next((point for point in curve if point.passed_on <= max_wrong), curve[-1])
+    allowed = [point for point in curve if point.passed_on <= max_wrong] or curve[-1:]
+    return max(allowed, key=lambda point: (point.kept, -point.passed_on))
 
 
 def calibrate(pairs: Sequence[EvidencePair], max_wrong: float | None = None) -> Calibration:
@@ -214,9 +217,7 @@ def calibrate(pairs: Sequence[EvidencePair], max_wrong: float | None = None) -> 
     area = separation(pairs) if min(counts) else None
     reason = None
     if min(counts) < LEAST_LISTS:
-        reason = (
-            f"{counts[0]} lists with a relevant passage and {counts[1]} without; expected at least {LEAST_LISTS} of each"
-        )
+        reason = f"{counts[0]} lists with a relevant passage and {counts[1]} without; expected at least {LEAST_LISTS} of each"
     elif area is not None and area.mean < LEAST_AUC:
         reason = (
             f"lists with and without a relevant passage are not told apart: area under the ROC curve {area.mean:.2f}, "

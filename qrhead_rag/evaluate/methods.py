@@ -161,7 +161,11 @@ def reads_heads(name: str) -> bool:
     ['all', '17-3,18-6@late']
     """
     heads = name.split("@")[0]
-    return name not in ("random", "bm25") and not parse_fusion(name) and (not name.partition(":")[2] or heads.endswith(".json"))
+    return (
+        name not in ("random", "bm25")
+        and not parse_fusion(name)
+        and (not name.partition(":")[2] or heads.endswith(".json"))
+    )
 
 
 def retriever_of(
