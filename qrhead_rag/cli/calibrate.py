@@ -36,7 +36,8 @@ def calibrate(
     max_wrong: Annotated[
         float | None,
         typer.Option(
-            help="Share of the lists without a relevant document that may be ranked; by default both errors weigh alike."
+            help="Share of the lists without a relevant document that may be ranked; by default both errors weigh the "
+            "same."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where floor, curve and settings are written, as JSON.")] = None,

@@ -27,10 +27,9 @@ class Selection(BaseModel):
         order: "rank" (best first) or "original" (as the caller had them).
         fuse_retrieval: weight of the first stage's order beside the heads' (`fuse_ranks`); 1 counts both alike, None
             ranks by the heads alone.
-        min_evidence: a list of less evidence (`Ranking.evidence`) is refused: nothing is kept of it, or what `fallback` says.
-            None refuses none.
-        fallback: what a refused list gives: "empty" nothing, "first_stage" the documents in the first stage's order, cut to
-            `top_n` and `max_tokens`.
+        min_evidence: a list of less evidence (`Ranking.evidence`) is refused; None refuses none.
+        fallback: what a refused list gives: "empty" nothing, "first_stage" the documents in the first stage's order,
+            cut to `top_n` and `max_tokens`.
 
     Raises:
         ValueError: an option out of range or of the wrong type; the message names it.
@@ -92,8 +91,8 @@ class Selection(BaseModel):
             return False
         if evidence is None:
             raise ValueError(
-                f"min_evidence={self.min_evidence}, but the readout 'published' gives no evidence of a list; expected None, "
-                "or the readout 'evidence' (readout=) with heads that were found in it"
+                f"min_evidence={self.min_evidence}, but the readout 'published' gives no evidence of a list; expected "
+                "None, or the readout 'evidence' (readout=) with heads that were found in it"
             )
         return evidence < self.min_evidence
 

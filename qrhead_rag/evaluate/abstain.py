@@ -6,6 +6,7 @@ a floor is recommended for a corpus, or none where the two kinds of lists cannot
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -165,7 +166,7 @@ def floor_curve(pairs: Sequence[EvidencePair]) -> list[Floor]:
     """
     values = sorted({value for pair in pairs for value in pair if value is not None})
     # Halfway between two measured values, so that neither side depends on the last bit.
-    floors = [0.0, *((low + high) / 2 for low, high in zip(values, values[1:], strict=False))]
+    floors = [0.0, *((low + high) / 2 for low, high in pairwise(values))]
     if values and values[-1] < 1:
         floors.append(1.0)  # refuses every list
     return [apply_floor(pairs, floor) for floor in floors]
@@ -187,8 +188,8 @@ def choose_floor(pairs: Sequence[EvidencePair], max_wrong: float | None = None) 
             the one that keeps most. None weighs both errors alike (balanced accuracy).
 
     >>> pairs = [EvidencePair(0.5, 0.1), EvidencePair(0.4, 0.2), EvidencePair(0.15, 0.1)]
-    >>> choose_floor(pairs).kept, choose_floor(pairs, max_wrong=0.4).kept
-    (0.6666666666666666, 1.0)
+    >>> choose_floor(pairs).kept, choose_floor(pairs, max_wrong=0.0).kept
+    (1.0, 0.6666666666666666)
     """
     curve = floor_curve(pairs)
     if max_wrong is None:
@@ -217,7 +218,8 @@ def calibrate(pairs: Sequence[EvidencePair], max_wrong: float | None = None) -> 
     area = separation(pairs) if min(counts) else None
     reason = None
     if min(counts) < LEAST_LISTS:
-        reason = f"{counts[0]} lists with a relevant passage and {counts[1]} without; expected at least {LEAST_LISTS} of each"
+        kinds = f"{counts[0]} lists with a relevant passage and {counts[1]} without"
+        reason = f"{kinds}; expected at least {LEAST_LISTS} of each"
     elif area is not None and area.mean < LEAST_AUC:
         reason = (
             f"lists with and without a relevant passage are not told apart: area under the ROC curve {area.mean:.2f}, "

@@ -160,7 +160,7 @@ def reads_heads(name: str) -> bool:
     >>> [name for name in ("bm25", "all", "17-3,18-6@late", "default+bm25", "module:score") if reads_heads(name)]
     ['all', '17-3,18-6@late']
     """
-    heads = name.split("@")[0]
+    heads = name.partition("@")[0]
     return (
         name not in ("random", "bm25")
         and not parse_fusion(name)

@@ -283,16 +283,15 @@ class QRRetriever:
                 heads alone. `score` stays that of the heads; `fused_score` orders.
             retrieval_scores: of each document by the first stage, for `fuse_retrieval`; None where the documents stand
                 in its order.
-            min_evidence: a list of less evidence than this (0 to 1) is refused: `ranking.abstained`. `ranking.evidence` says what
-                a list has; `qrhead calibrate` recommends a floor for a corpus.
-            fallback: what a refused list gives: "empty" no document, "first_stage" the first ones as the first stage had
-                them.
+            min_evidence: a list of less evidence than this (0 to 1) is refused: `ranking.abstained`. `ranking.evidence`
+                says what a list has; `qrhead calibrate` recommends a floor for a corpus.
+            fallback: what a refused list gives: "empty" no document, "first_stage" the first ones as the first stage had them.
 
         A list longer than the model's context is ranked in sliding windows, with a warning and `ranking.windowed`.
 
         Raises:
-            TypeError, ValueError: a blank query, a document of the wrong type, an option out of range, or a floor of evidence
-                under the readout `published`.
+            TypeError, ValueError: a blank query, a document of the wrong type, an option out of range, or a floor of
+                evidence under the readout `published`.
             FloatingPointError: the model gave attention that is not finite.
         """
         query, passages = check_query(query), as_passages(documents)

@@ -1,6 +1,7 @@
 """Floors of evidence: what they do to lists with and without a relevant passage, and which one is recommended."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_a_higher_floor_keeps_less_and_passes_on_less(pairs):
     curve = floor_curve(pairs)
     assert curve[0].floor == 0.0
     assert curve[0].kept == float(any(pair.with_relevant is not None for pair in pairs))
-    for lower, higher in zip(curve, curve[1:], strict=False):
+    for lower, higher in pairwise(curve):
         assert lower.floor < higher.floor
         assert lower.kept >= higher.kept
         assert lower.passed_on >= higher.passed_on
