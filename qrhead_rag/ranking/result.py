@@ -64,8 +64,8 @@ class Ranking(Sequence[RankedPassage]):
         mode: how the documents were run through the model.
         windowed: whether the list was longer than the model's context and ranked in sliding windows. The scores are
             then those of each document's last window, and the order is that of the windows.
-        evidence: how much the list has for the query, from 0 to 1. It compares across lists of one model, head set, mode
-            and instruction, and with nothing else; it is no probability. 0 for a list without text; None under the
+        evidence: how much the list has for the query, from 0 to 1. It compares across lists of one model, head set,
+            mode and instruction, and with nothing else; it is no probability. 0 for a list without text; None under the
             readout `published`; in sliding windows that of the last one, in which the best of all windows stand.
         abstained: whether the evidence is less than `min_evidence`: nothing was found.
 

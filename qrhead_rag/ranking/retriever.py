@@ -285,7 +285,8 @@ class QRRetriever:
                 in its order.
             min_evidence: a list of less evidence than this (0 to 1) is refused: `ranking.abstained`. `ranking.evidence`
                 says what a list has; `qrhead calibrate` recommends a floor for a corpus.
-            fallback: what a refused list gives: "empty" no document, "first_stage" the first ones as the first stage had them.
+            fallback: what a refused list gives: "empty" no document, "first_stage" the first ones in the first stage's
+                order.
 
         A list longer than the model's context is ranked in sliding windows, with a warning and `ranking.windowed`.
 

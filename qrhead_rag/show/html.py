@@ -106,7 +106,7 @@ def ranking_html(ranking: Ranking) -> str:
         )
         for ranked in ranking
     ]
-    facts = [ranking.mode]
+    facts: list[str] = [ranking.mode]
     if ranking.windowed:
         facts.append("in sliding windows")
     if ranking.evidence is not None:
