@@ -57,6 +57,16 @@ def test_evidence_does_not_depend_on_the_order(mode):
     assert retriever.rank(QUERY, [*docs, " "]).evidence == pytest.approx(evidence, rel=1e-4)
 
 
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
+def test_evidence_changes_little_with_another_copy_of_the_worst_passage(mode):
+    retriever = make(mode, cache_bytes=0)
+    for seed in range(5):
+        docs = documents(6, seed)
+        ranking = retriever.rank(QUERY, docs)
+        longer = retriever.rank(QUERY, [*docs, docs[ranking[-1].index]])
+        assert longer.evidence == pytest.approx(ranking.evidence, rel=0.25)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_list_below_the_floor_is_refused(mode):
     retriever, docs = make(mode), documents(5)
