@@ -1,5 +1,5 @@
-"""The `qrhead` command: rank a file of passages, list head sets, show the demo, find heads and evaluate them, rank and
-encode data sets.
+"""The `qrhead` command: rank a file of passages, list head sets, show the demo, find heads and evaluate them,
+calibrate when nothing was found, rank and encode data sets.
 
 torch and transformers are imported by the commands that need them, so that help comes at once.
 """
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qrhead_rag import __version__
-from qrhead_rag.cli import cluster, detect, evaluate, rank, store
+from qrhead_rag.cli import calibrate, cluster, detect, evaluate, rank, store
 from qrhead_rag.cli.output import replace_unencodable
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 app.command()(detect.detect)
 app.command()(evaluate.evaluate)
+app.command()(calibrate.calibrate)
 app.command()(store.encode)
 app.add_typer(store.app, name="store")
 app.command()(cluster.rank_dataset)

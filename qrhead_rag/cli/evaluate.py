@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,12 +12,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qrhead_rag.cli.calibrate import calibration_data, print_curve
 from qrhead_rag.cli.options import DataOptions, InstructionOption, ModelOptions, OrderOption, expand_groups
 from qrhead_rag.cli.output import one_line_errors, progress_bar
 from qrhead_rag.core.heads import EMBEDDED_MODEL, Mode, Readout, parse_heads
 from qrhead_rag.files import write_text
 
 if TYPE_CHECKING:
+    from qrhead_rag.datasets.examples import LabelledExample
+    from qrhead_rag.datasets.load import Order
     from qrhead_rag.evaluate.answers import ContextAnswer
     from qrhead_rag.evaluate.evaluation import Evaluation
     from qrhead_rag.evaluate.metrics import Interval
@@ -59,6 +63,13 @@ def evaluate(
     judge: Annotated[
         str | None, typer.Option(help="module:function of question, reference and answer that gives a mark (--answer).")
     ] = None,
+    abstain: Annotated[
+        bool,
+        typer.Option(
+            "--abstain",
+            help="Also measure whether each method's evidence tells lists without their relevant documents.",
+        ),
+    ] = False,
     model: ModelOptions,
     labelled: DataOptions,
     order: OrderOption = "given",
@@ -112,6 +123,8 @@ def evaluate(
                     on_progress=on_progress,
                 )
             report["answering"] = {"top_k": top_k, **_print_answers(answers, len(examples), console)}
+        if abstain:
+            report["abstaining"] = _abstain(names, models, examples, order, seed, console)
         if out:
             write_text(out, json.dumps(report, indent=1) + "\n")
 
@@ -145,6 +158,36 @@ class _Models:
         if self._loaded is None:
             self._loaded = self._options.load_writer()
         return cast("Writer", self._loaded)
+
+
+def _abstain(
+    names: Sequence[str],
+    models: _Models,
+    examples: "Sequence[LabelledExample]",
+    order: "Order",
+    seed: int,
+    console: Console,
+) -> dict[str, Any]:
+    """Print the curve of every method that has evidence; returns it as data."""
+    from qrhead_rag.evaluate.abstain import calibrate, measure_evidence
+    from qrhead_rag.evaluate.methods import reads_heads, retriever_of
+
+    by_method = {}
+    for name in filter(reads_heads, names):
+        retriever = retriever_of(name, models.retriever)
+        if retriever.readout != "evidence":
+            continue
+        with progress_bar("abstaining") as on_progress:
+            pairs = measure_evidence(retriever, examples, order=order, seed=seed, on_progress=on_progress)
+        calibration = calibrate(pairs)
+        print_curve(name, pairs, calibration, console)
+        by_method[name] = calibration_data(pairs, calibration)
+    if not by_method:
+        raise ValueError(
+            f"--abstain: none of {', '.join(names)} has evidence; expected heads with the readout evidence, such as "
+            "default@late@evidence"
+        )
+    return by_method
 
 
 def _print_evaluation(evaluation: "Evaluation", console: Console) -> None:

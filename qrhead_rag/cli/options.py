@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from qrhead_rag.core.heads import Mode, Readout, parse_heads
-from qrhead_rag.core.selection import Order, Selection
+from qrhead_rag.core.selection import Fallback, Order, Selection
 
 if TYPE_CHECKING:
     from qrhead_rag.cluster.pool import Pool
@@ -150,6 +150,12 @@ class SelectionOptions:
             help="Weight of the input's order, where a first stage made it, beside the heads'; 1 counts alike."
         ),
     ] = None
+    min_evidence: Annotated[
+        float | None, typer.Option(help="Refuse a list of less evidence (0 to 1); qrhead calibrate recommends a floor.")
+    ] = None
+    fallback: Annotated[
+        Fallback, typer.Option(help="What a refused list gives: nothing, or the first documents of the input.")
+    ] = "empty"
 
     def validated(self) -> Selection:
         """The selection.

@@ -155,6 +155,8 @@ def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever"
         "mode": ranking.mode,
         "readout": retriever.readout,
         "windowed": ranking.windowed,
+        "evidence": ranking.evidence,
+        "abstained": ranking.abstained,
         "documents": documents,
     }
 
@@ -162,6 +164,8 @@ def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever"
 def _print_ranking(ranking: "Ranking", lines: list[int], explain: bool) -> None:
     from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 
+    if ranking.abstained:
+        typer.echo(f"nothing was found: the evidence of the list is {ranking.evidence:.4f}", err=True)
     console = Console()
     table = Table(box=None, pad_edge=False)
     for column in ("line", "score"):

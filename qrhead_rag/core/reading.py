@@ -40,6 +40,7 @@ class Reading:
         document_of_piece: index of each piece's document in the list. Shape: (pieces,)
         offsets: characters of each token, counted from its document's label. Shape: (tokens, 2)
         labels: label of each document that was read, by its index.
+        strengths: of each piece under `evidence`; None under `published`. Shape: (heads, pieces)
 
     >>> attention, offsets = torch.tensor([[1.0, 2.0, 4.0]]), torch.zeros(3, 2)
     >>> piece_of, document_of_piece = torch.tensor([0, 0, 1]), torch.tensor([0, 1])
@@ -55,12 +56,14 @@ class Reading:
     document_of_piece: Tensor
     offsets: Tensor
     labels: dict[int, str]
+    strengths: Tensor | None = None
 
     @classmethod
     def of_nothing(cls, readout: Readout, num_heads: int) -> Self:
         """The reading of a list without text, for which no model runs."""
-        none = torch.zeros(0, dtype=torch.long)
-        return cls(readout, torch.zeros(num_heads, 0), none, none, torch.zeros(0, 2, dtype=torch.int32), {})
+        none, of_heads = torch.zeros(0, dtype=torch.long), torch.zeros(num_heads, 0)
+        strengths = None if readout == "published" else of_heads
+        return cls(readout, of_heads, none, none, torch.zeros(0, 2, dtype=torch.int32), {}, strengths)
 
     def head_scores(self, num_documents: int) -> Tensor:
         """s(d) of each head alone. Shape: (heads, documents)
@@ -86,6 +89,18 @@ class Reading:
         for index, label in self.labels.items():  # clones: a slice would keep, and pickle, the whole tensor
             evidence[index] = Evidence(of_documents[index].clone(), offsets[index].clone(), label)
         return scores, evidence
+
+    def list_evidence(self) -> float | None:
+        """Equation (9): how much the list has for the query, from 0 to 1; None under `published`.
+
+        It is the strength of the document with the highest score, of a long one that of its strongest piece. Compares
+        across lists of one model, head set, mode and instruction, also of different lengths.
+        """
+        if self.strengths is None or not len(self.document_of_piece):
+            return None if self.strengths is None else 0.0
+        num_documents = int(self.document_of_piece.max()) + 1
+        best = int(self._votes(self.by_head, num_documents)[0].mean(dim=0).argmax())
+        return float(self.strengths[:, self.document_of_piece == best].mean(dim=0).max())
 
     def _published(self, calibrated: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
         """Equation (3). Shape: (..., tokens) -> (..., documents) and (..., tokens)"""

@@ -19,7 +19,12 @@ each head h:
     (5)  e_h(d) = mean over the query's own tokens r of max(m_h(r, d) - b_h(d), 0)
     (6)  s(d)   = mean over h of e_h(d) / sum over d' of e_h(d')                  (each head has one vote)
 
-Raw scores compare within one list only.
+Raw scores compare within one list only. How much a list has for the query is said by the strength of the document that
+is ranked first:
+
+    (7)  p_h(d) = mean over the query's own tokens r of max over t in d of max(a_h(r, t) - a_h(instruction, t), 0)
+    (8)  z_h(d) = sqrt(p_h(d) * e_h(d) / (e_h(d) + b_h(d)))
+    (9)  evidence of the list = mean over h of z_h(first document)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -196,6 +201,36 @@ def votes(scores: Tensor, contributions: Tensor) -> tuple[Tensor, Tensor]:
     totals = scores.sum(dim=-1, keepdim=True)  # (heads, 1)
     totals = totals.where(totals > 0, 1.0)
     return scores / totals, contributions / totals
+
+
+def strengths(rows: Tensor, prior: Tensor, contributions: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
+    """Equation (8), z_h(d): how strong the evidence of each document is, whatever else is in the list.
+
+    Args:
+        rows: attention of each of the query's own tokens. Shape: (heads, rows, tokens)
+        prior: attention of the instruction, the mean of its rows. Shape: (heads, tokens)
+        contributions: e(t), as `evidence` gives it. Shape: (heads, tokens)
+        document_of: index of each token's document, or OUTSIDE; the tokens of a document stand together.
+            Shape: (tokens,)
+        num_documents: documents in the list.
+
+    Returns:
+        From 0 to 1. Shape: (heads, documents)
+
+    >>> rows, prior = torch.tensor([[[0.75, 0.25]]]), torch.tensor([[0.25, 0.25]])
+    >>> document_of = torch.tensor([0, 1])
+    >>> strengths(rows, prior, evidence(rows, prior, document_of, 2), document_of, 2)[0, 1].item()
+    0.0
+    """
+    peaks = rows.new_zeros(len(rows), num_documents)
+    documents, lengths = document_of.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
+    of_documents = (attention.split_with_sizes(lengths.tolist(), dim=-1) for attention in (rows, prior[:, None]))
+    for document, of_rows, of_prior in zip(documents.tolist(), *of_documents, strict=True):
+        if document != OUTSIDE:
+            peaks[:, document] = (of_rows - of_prior).amax(dim=-1).clamp_(min=0).mean(dim=1)  # (7)
+    gains, priors = (document_scores(each, document_of, num_documents) for each in (contributions, prior))
+    totals = gains + priors
+    return (peaks * gains / totals.where(totals > 0, 1.0)).sqrt()
 
 
 class NotFiniteError(FloatingPointError):

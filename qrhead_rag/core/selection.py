@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, field_validator
 
 Order: TypeAlias = Literal["rank", "original"]
+Fallback: TypeAlias = Literal["empty", "first_stage"]
 
 
 class Selection(BaseModel):
@@ -26,6 +27,9 @@ class Selection(BaseModel):
         order: "rank" (best first) or "original" (as the caller had them).
         fuse_retrieval: weight of the first stage's order beside the heads' (`fuse_ranks`); 1 counts both alike, None
             ranks by the heads alone.
+        min_evidence: a list of less evidence (`Ranking.evidence`) is refused; None refuses none.
+        fallback: what a refused list gives: "empty" nothing, "first_stage" the documents in the first stage's order,
+            cut to `top_n` and `max_tokens`.
 
     Raises:
         ValueError: an option out of range or of the wrong type; the message names it.
@@ -41,6 +45,8 @@ class Selection(BaseModel):
     max_tokens: int | None = None
     order: Order = "rank"
     fuse_retrieval: float | None = None
+    min_evidence: float | None = None
+    fallback: Fallback = "empty"
 
     @field_validator("top_n", "max_tokens", mode="before")
     @classmethod
@@ -53,13 +59,13 @@ class Selection(BaseModel):
             raise ValueError(f"{info.field_name}={count} keeps nothing; expected 1 or more, or None to keep all")
         return whole_number(count)
 
-    @field_validator("min_share", mode="before")
+    @field_validator("min_share", "min_evidence", mode="before")
     @classmethod
-    def _check_share(cls, share: Any) -> float | None:
+    def _check_share(cls, share: Any, info: Any) -> float | None:
         if share is None:
             return None
         if isinstance(share, bool | str) or not hasattr(share, "__float__") or not 0 <= float(share) <= 1:
-            raise ValueError(f"min_share={share!r} is not a share; expected a number from 0 to 1, or None")
+            raise ValueError(f"{info.field_name}={share!r} is not a share; expected a number from 0 to 1, or None")
         return float(share)
 
     @field_validator("fuse_retrieval", mode="before")
@@ -71,6 +77,24 @@ class Selection(BaseModel):
         if not number or not 0 < float(weight) < math.inf:
             raise ValueError(f"fuse_retrieval={weight!r} is not a weight; expected a number above 0, or None")
         return float(weight)
+
+    def refuses(self, evidence: float | None) -> bool:
+        """Whether a list has less evidence than `min_evidence` asks for.
+
+        Raises:
+            ValueError: the list has no evidence to compare.
+
+        >>> Selection(min_evidence=0.1).refuses(0.05)
+        True
+        """
+        if self.min_evidence is None:
+            return False
+        if evidence is None:
+            raise ValueError(
+                f"min_evidence={self.min_evidence}, but the readout 'published' gives no evidence of a list; expected "
+                "None, or the readout 'evidence' (readout=) with heads that were found in it"
+            )
+        return evidence < self.min_evidence
 
     def check_retrieval(self, retrieval_scores: Sequence[float] | None, num_documents: int) -> None:
         """Refuse scores of the first stage that do not belong to a list, or that nothing asks for.

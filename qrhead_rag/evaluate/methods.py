@@ -149,9 +149,38 @@ def make_method(
         return _bm25
     if kind == "embedding" and rest:
         return _from_scores(EmbeddingModel(rest).scores)
-    heads, *choices = name.split("@")
-    if rest and not heads.endswith(".json"):
+    if not reads_heads(name):
         return _from_function(name)
+    return _from_retriever(retriever_of(name, load_retriever or _load_embedded))
+
+
+def reads_heads(name: str) -> bool:
+    """Whether a method reads heads, and nothing besides.
+
+    >>> [name for name in ("bm25", "all", "17-3,18-6@late", "default+bm25", "module:score") if reads_heads(name)]
+    ['all', '17-3,18-6@late']
+    """
+    heads = name.partition("@")[0]
+    return (
+        name not in ("random", "bm25")
+        and not parse_fusion(name)
+        and (not name.partition(":")[2] or heads.endswith(".json"))
+    )
+
+
+def retriever_of(
+    name: str, load_retriever: Callable[[str | None, Mode | None, Readout | None], QRRetriever]
+) -> QRRetriever:
+    """The retriever of a method that reads heads.
+
+    Args:
+        name: see this module.
+        load_retriever: as in `make_method`.
+
+    Raises:
+        ValueError: an unknown name, mode or readout.
+    """
+    heads, *choices = name.split("@")
     mode: Mode | None = next((mode for mode in MODES if mode in choices), None)
     readout: Readout | None = next((readout for readout in READOUTS if readout in choices), None)
     if sorted(choices) != sorted(choice for choice in (mode, readout) if choice):
@@ -159,8 +188,7 @@ def make_method(
             f"method {name!r}: {' and '.join(map(repr, choices))} after @; expected at most one mode "
             f"({', '.join(MODES)}) and one readout ({', '.join(READOUTS)})"
         )
-    load = load_retriever or _load_embedded
-    return _from_retriever(load(None if heads == "default" else heads, mode, readout))
+    return load_retriever(None if heads == "default" else heads, mode, readout)
 
 
 def cached_method(method: Method) -> Method:

@@ -9,7 +9,7 @@ from torch import Tensor
 from qrhead_rag.core.attention import Rows, group_parts
 from qrhead_rag.core.heads import Readout
 from qrhead_rag.core.prompt import Span
-from qrhead_rag.core.scoring import calibrate, evidence
+from qrhead_rag.core.scoring import calibrate, evidence, strengths
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ class Answers(NamedTuple):
 
     Attributes:
         by_head: of each query, what its `Reading` takes. Shape: each (heads, tokens)
+        strengths: likewise; None under `published`. Shape: each (heads, pieces)
         baseline: for later queries of the list.
     """
 
     by_head: list[Tensor]
+    strengths: list[Tensor | None]
     baseline: Baseline
 
 
@@ -101,8 +103,9 @@ def ask(
         attention = attend([*queries, *missing]).cpu()  # (heads, parts, tokens)
         baseline = baseline or Baseline(missing[0].ids, missing[0].position, attention[:, -1].clone())
         calibrated = [calibrate(attention[:, number], baseline.attention) for number in range(len(queries))]
-        return Answers(calibrated, baseline)
+        return Answers(calibrated, [None] * len(queries), baseline)
     by_head: list[Tensor] = []
+    of_pieces: list[Tensor | None] = []
     for group in group_parts(queries):
         known = baseline.attention if baseline is not None and all(map(baseline.is_of, group)) else None
         parts = group if known is None else [replace(part, readings=part.rows_by_reading[1:]) for part in group]
@@ -110,8 +113,10 @@ def ask(
         piece_on_device = piece_of.to(attention.device)
         for rows in attention.split_with_sizes([len(part.rows_by_reading) for part in parts], dim=1):
             prior, own = (rows[:, 0], rows[:, 1:]) if known is None else (known, rows)
-            by_head.append(evidence(own, prior, piece_on_device, num_pieces).cpu())
+            contributions = evidence(own, prior, piece_on_device, num_pieces)
+            by_head.append(contributions.cpu())
+            of_pieces.append(strengths(own, prior, contributions, piece_on_device, num_pieces).cpu())
         if known is None:
             baseline = Baseline(_instruction(group[-1]), group[-1].position, prior.clone())
     assert baseline is not None  # there is at least one query
-    return Answers(by_head, baseline)
+    return Answers(by_head, of_pieces, baseline)

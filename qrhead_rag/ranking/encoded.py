@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
 from qrhead_rag.core.reading import Reading
-from qrhead_rag.core.selection import Order, Selection
+from qrhead_rag.core.selection import Fallback, Order, Selection
 from qrhead_rag.ranking.context import ListState, warn_of_truncation
 from qrhead_rag.ranking.modes import new_list
 from qrhead_rag.ranking.per_passage import Late
@@ -172,9 +172,18 @@ class EncodedPassages:
         max_tokens: int | None = None,
         token_counter: Callable[[str], int] | None = None,
         order: Order = "rank",
+        min_evidence: float | None = None,
+        fallback: Fallback = "empty",
     ) -> Ranking:
         """The documents ordered by score, cut to what is asked for, as `QRRetriever.rank` does."""
-        selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
+        selection = Selection(
+            top_n=top_n,
+            min_share=min_share,
+            max_tokens=max_tokens,
+            order=order,
+            min_evidence=min_evidence,
+            fallback=fallback,
+        )
         return self._rank([query], selection, token_counter)[0]
 
     def rank_queries(
@@ -186,11 +195,20 @@ class EncodedPassages:
         max_tokens: int | None = None,
         token_counter: Callable[[str], int] | None = None,
         order: Order = "rank",
+        min_evidence: float | None = None,
+        fallback: Fallback = "empty",
     ) -> list[Ranking]:
         """A ranking for each query; the queries are packed into one pass."""
         if isinstance(queries, str):
             raise TypeError(f"queries is one string ({queries!r}); expected a list of them, or use rank()")
-        selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
+        selection = Selection(
+            top_n=top_n,
+            min_share=min_share,
+            max_tokens=max_tokens,
+            order=order,
+            min_evidence=min_evidence,
+            fallback=fallback,
+        )
         return self._rank(list(queries), selection, token_counter)
 
     def rank_many(self, queries: Sequence[str], **options: Any) -> list[Ranking]:
@@ -211,7 +229,14 @@ class EncodedPassages:
         counts = self._context.token_counts(passages, selection, token_counter)
         return [
             Ranking.of(
-                query, passages, *reading.scores(len(passages)), selection, counts, self._context.mode, truncated
+                query,
+                passages,
+                *reading.scores(len(passages)),
+                selection,
+                counts,
+                self._context.mode,
+                truncated,
+                list_evidence=reading.list_evidence(),
             )
             for query, reading in zip(queries, readings, strict=True)
         ]

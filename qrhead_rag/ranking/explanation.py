@@ -127,6 +127,11 @@ class Explanation:
 
     A notebook shows it as cards; `to_html` is the same as a page of its own.
 
+    Attributes:
+        query: the query.
+        passages: in the order of the ranking.
+        abstained: whether the list had less evidence than `min_evidence` asks for.
+
     >>> token = TokenContribution("a ship", "text", 0, 6, 0.4)
     >>> explanation = Explanation("what?", (ExplainedPassage(0, 0.4, Passage(text="a ship"), (token,)),))
     >>> explanation[0].tokens[0].text, "a ship" in explanation.to_html()
@@ -135,6 +140,7 @@ class Explanation:
 
     query: str
     passages: tuple[ExplainedPassage, ...]
+    abstained: bool = False
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -143,7 +149,8 @@ class Explanation:
         return self.passages[index]
 
     def __repr__(self) -> str:
-        return f"<Explanation of {len(self)} passages for {self.query!r}>"
+        refused = ", less evidence than asked for" if self.abstained else ""
+        return f"<Explanation of {len(self)} passages for {self.query!r}{refused}>"
 
     def _repr_html_(self) -> str:
         from qrhead_rag.show.html import explanation_html

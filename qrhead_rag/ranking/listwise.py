@@ -119,7 +119,10 @@ class ListwiseList:
         self._baseline = answers.baseline
         labels = {index: f"[{number}] " for number, index in enumerate(self._indices, start=1)}
         offsets = torch.tensor(first.offsets[: len(piece_of)], dtype=torch.int32)
-        return [Reading(context.readout, by_head, piece_of, indices, offsets, labels) for by_head in answers.by_head]
+        return [
+            Reading(context.readout, by_head, piece_of, indices, offsets, labels, strengths)
+            for by_head, strengths in zip(answers.by_head, answers.strengths, strict=True)
+        ]
 
     def _rows(self, readout: Readout, prompt: Prompt) -> Rows:
         """The rows of a prompt that a readout reads, after the tokens in the cache."""

@@ -168,8 +168,9 @@ class PerPassage(ABC):
                 listed.document_of_piece,
                 listed.offsets,
                 labels,
+                strengths,
             )
-            for by_head in answers.by_head
+            for by_head, strengths in zip(answers.by_head, answers.strengths, strict=True)
         ]
 
     def keep(self, key: str) -> None:

@@ -64,6 +64,10 @@ class Ranking(Sequence[RankedPassage]):
         mode: how the documents were run through the model.
         windowed: whether the list was longer than the model's context and ranked in sliding windows. The scores are
             then those of each document's last window, and the order is that of the windows.
+        evidence: how much the list has for the query, from 0 to 1. It compares across lists of one model, head set,
+            mode and instruction, and with nothing else; it is no probability. 0 for a list without text; None under the
+            readout `published`; in sliding windows that of the last one, in which the best of all windows stand.
+        abstained: whether the evidence is less than `min_evidence`: nothing was found.
 
     >>> from qrhead_rag import QRRetriever
     >>> retriever = QRRetriever(model, tokenizer, heads=[(1, 0), (2, 3)], mode="late")
@@ -78,7 +82,9 @@ class Ranking(Sequence[RankedPassage]):
     passages: tuple[RankedPassage, ...]
     mode: Mode
     windowed: bool = False
-    _evidence: tuple[Evidence | None, ...] | None = field(default=None, repr=False, compare=False)
+    evidence: float | None = None
+    abstained: bool = False
+    _token_evidence: tuple[Evidence | None, ...] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -95,6 +101,7 @@ class Ranking(Sequence[RankedPassage]):
         retrieval_scores: Sequence[float] | None = None,
         windowed: bool = False,
         order: Sequence[int] | None = None,
+        list_evidence: float | None = None,
     ) -> Self:
         """What is kept of a list that was read, best first or in its own order. Blank passages stand last.
 
@@ -111,20 +118,30 @@ class Ranking(Sequence[RankedPassage]):
                 order.
             windowed: whether the list was ranked in windows.
             order: indices of the passages that are not blank, best first, where that is not the order of their scores.
+            list_evidence: of the list, see `evidence`.
+
+        Raises:
+            ValueError: a floor of evidence where there is none to compare it with.
         """
+        abstained = selection.refuses(list_evidence)
         values = blank_lowest(scores, passages).tolist()
+        best_first = rank_order(values) if order is None else order
+        if abstained:
+            best_first = rank_order(retrieval_scores) if retrieval_scores else range(len(passages))
+            selection = selection.model_copy(update={"min_share": None, "fuse_retrieval": None})
         blank = [index for index, passage in enumerate(passages) if passage.is_blank]
-        read = [index for index in (rank_order(values) if order is None else order) if not passages[index].is_blank]
+        read = [index for index in best_first if not passages[index].is_blank]
         fused: dict[int, float] = {}
         if selection.fuse_retrieval is not None:
             fused = fuse_ranks(read, retrieval_scores, selection.fuse_retrieval)
             read.sort(key=lambda index: -fused[index])
-        indices = select(values, selection, token_counts, [*read, *blank])
+        nothing = abstained and selection.fallback == "empty"
+        indices = [] if nothing else select(values, selection, token_counts, [*read, *blank])
         ranked = (
             RankedPassage(index, values[index], passages[index], index in truncated, fused.get(index))
             for index in indices
         )
-        return cls(query, tuple(ranked), mode, windowed, tuple(evidence))
+        return cls(query, tuple(ranked), mode, windowed, list_evidence, abstained, tuple(evidence))
 
     @property
     def truncated(self) -> tuple[int, ...]:
@@ -137,16 +154,16 @@ class Ranking(Sequence[RankedPassage]):
         Raises:
             ValueError: the ranking was made by hand.
         """
-        evidence = self._evidence
+        evidence = self._token_evidence
         if evidence is None:
             raise ValueError(
                 "this ranking was made by hand and does not hold what each token contributed; expected one that "
                 "QRRetriever.rank or EncodedPassages.rank gave: explain that one"
             )
-        return Explanation(
-            self.query,
-            tuple(explain_passage(r.index, r.score, r.passage, evidence[r.index], r.truncated) for r in self.passages),
+        explained = (
+            explain_passage(r.index, r.score, r.passage, evidence[r.index], r.truncated) for r in self.passages
         )
+        return Explanation(self.query, tuple(explained), self.abstained)
 
     def _repr_html_(self) -> str:
         """The ranking itself; `explain()` shows what decided."""

@@ -23,7 +23,7 @@ from qrhead_rag.core.heads import (
 )
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
 from qrhead_rag.core.reading import Reading
-from qrhead_rag.core.selection import Order, Selection
+from qrhead_rag.core.selection import Fallback, Order, Selection
 from qrhead_rag.models.loading import LoadedModel, load_model, share_model
 from qrhead_rag.ranking.by_name import check_loadable, loading_options
 from qrhead_rag.ranking.cache import ByteCache
@@ -280,6 +280,8 @@ class QRRetriever:
         order: Order = "rank",
         fuse_retrieval: float | None = None,
         retrieval_scores: Sequence[float] | None = None,
+        min_evidence: float | None = None,
+        fallback: Fallback = "empty",
     ) -> Ranking:
         """The documents ordered by score, cut to what is asked for. The best one is always kept.
 
@@ -295,16 +297,27 @@ class QRRetriever:
                 heads alone. `score` stays that of the heads; `fused_score` orders.
             retrieval_scores: of each document by the first stage, for `fuse_retrieval`; None where the documents stand
                 in its order.
+            min_evidence: a list of less evidence than this (0 to 1) is refused: `ranking.abstained`. `ranking.evidence`
+                says what a list has; `qrhead calibrate` recommends a floor for a corpus.
+            fallback: what a refused list gives: "empty" no document, "first_stage" the first ones in the first stage's
+                order.
 
         A list longer than the model's context is ranked in sliding windows, with a warning and `ranking.windowed`.
 
         Raises:
-            TypeError, ValueError: a blank query, a document of the wrong type, an option out of range.
+            TypeError, ValueError: a blank query, a document of the wrong type, an option out of range, or a floor of
+                evidence under the readout `published`.
             FloatingPointError: the model gave attention that is not finite.
         """
         query, passages = check_query(query), as_passages(documents)
         selection = Selection(
-            top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order, fuse_retrieval=fuse_retrieval
+            top_n=top_n,
+            min_share=min_share,
+            max_tokens=max_tokens,
+            order=order,
+            fuse_retrieval=fuse_retrieval,
+            min_evidence=min_evidence,
+            fallback=fallback,
         )
         selection.check_retrieval(retrieval_scores, len(passages))
         with self._context.lock:
@@ -327,6 +340,7 @@ class QRRetriever:
             self.mode,
             truncated,
             retrieval_scores=retrieval_scores,
+            list_evidence=reading.list_evidence(),
         )
 
     def rank_lists(

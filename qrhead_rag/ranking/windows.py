@@ -104,11 +104,14 @@ def rank_in_windows(
     size = window_size(sizes, room, context.options.window)
     scores = torch.zeros(len(passages))
     evidence: list[Evidence | None] = [None] * len(passages)
+    list_evidence: float | None = None
 
     def best_first(numbers: list[int]) -> list[int]:
+        nonlocal list_evidence
         indices = torch.tensor([read[number] for number in numbers])
         reading = _read_window(store, query, [contents[number] for number in numbers], indices)
         of_window, tokens = reading.scores(len(numbers))
+        list_evidence = reading.list_evidence()  # the last window has the best of all windows
         scores[indices] = of_window
         for index, token in zip(indices.tolist(), tokens, strict=True):
             evidence[index] = token
@@ -135,6 +138,7 @@ def rank_in_windows(
         retrieval_scores=retrieval_scores,
         windowed=True,
         order=best,
+        list_evidence=list_evidence,
     )
 
 

@@ -16,6 +16,7 @@ from qrhead_rag.show.ink import colour_of, printable, strength
 _FULL_SHADE = 0.75  # opacity; text keeps a contrast of 4.5 on it, on light and on dark grounds
 _FAINTEST = 0.1  # strength below which there is no shade: a hundredth of the largest contribution
 _MARKED = 0.25  # strength from which a token has a mark besides its shade
+_ABSTAINED = "nothing was found: less evidence than min_evidence"
 
 _STYLE = """
 .qrhead-cards { color: var(--jp-content-font-color1, inherit); font-family: var(--jp-content-font-family, inherit);
@@ -105,17 +106,24 @@ def ranking_html(ranking: Ranking) -> str:
         )
         for ranked in ranking
     ]
-    return cards_html(ranking.query, cards, f"{ranking.mode}, in sliding windows" if ranking.windowed else ranking.mode)
+    facts: list[str] = [ranking.mode]
+    if ranking.windowed:
+        facts.append("in sliding windows")
+    if ranking.evidence is not None:
+        facts.append(f"evidence {ranking.evidence:.3f}")
+    if ranking.abstained:
+        facts.append(_ABSTAINED)
+    return cards_html(ranking.query, cards, ", ".join(facts))
 
 
 def explanation_html(explanation: Explanation) -> str:
     """The passages of an explanation as cards, shaded token by token, as a fragment of a page."""
-    return cards_html(explanation.query, [_explanation_card(passage) for passage in explanation.passages])
+    return cards_html(explanation.query, *_explanation_cards(explanation))
 
 
 def explanation_page(explanation: Explanation) -> str:
     """The same as a standalone page."""
-    return page_html(explanation.query, [_explanation_card(passage) for passage in explanation.passages])
+    return page_html(explanation.query, *_explanation_cards(explanation))
 
 
 def cards_html(query: str, cards: Sequence[Card], note: str = "") -> str:
@@ -126,6 +134,11 @@ def cards_html(query: str, cards: Sequence[Card], note: str = "") -> str:
 def page_html(query: str, cards: Sequence[Card], note: str = "") -> str:
     """The same as a standalone page, which fetches nothing and runs no script."""
     return _PAGE.format(title=_escaped(query), cards=cards_html(query, cards, note))
+
+
+def _explanation_cards(explanation: Explanation) -> tuple[list[Card], str]:
+    """The cards, and what is said above them."""
+    return [_explanation_card(passage) for passage in explanation.passages], _ABSTAINED * explanation.abstained
 
 
 def _explanation_card(explained: ExplainedPassage) -> Card:

@@ -17,6 +17,7 @@ from qrhead_rag.core.scoring import (
     document_scores,
     masked,
     pool_pieces,
+    strengths,
 )
 
 
@@ -123,3 +124,30 @@ def test_what_is_not_finite_is_named(value):
     ) as caught:
         check_finite(attention, heads, document_of, lambda: keys)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_strengths_equal_the_formula_written_out(seed):
+    generator = torch.Generator().manual_seed(seed)
+    spans = [Span(2, 5), Span(5, 6), Span(8, 14)]
+    attention = (torch.rand(3, 7, 16, generator=generator) * 4).softmax(dim=-1)  # (heads, rows, tokens)
+    document_of = document_of_tokens(spans, 16)
+    prior, rows = attention[:, :3].mean(dim=1), attention[:, 3:]
+    contributions = _evidence_by_document(rows, prior, document_of, 3)
+    wanted = torch.zeros(3, 3)
+    for head in range(3):
+        for number, (start, end) in enumerate(spans):
+            beyond = rows[head, :, start:end] - prior[head, start:end]  # (rows, tokens of the document)
+            peak = beyond.max(dim=1).values.clamp(min=0).mean()
+            gain = beyond.sum(dim=1).clamp(min=0).mean()
+            wanted[head, number] = (peak * gain / (gain + prior[head, start:end].sum())).sqrt()
+    result = strengths(rows, prior, contributions, document_of, 3)
+    torch.testing.assert_close(result, wanted)
+    assert bool(((result >= 0) & (result <= 1)).all())
+
+
+def test_what_attracts_no_more_than_the_instruction_has_no_strength():
+    rows, prior, document_of = torch.full((1, 2, 4), 0.25), torch.full((1, 4), 0.25), torch.tensor([0, 0, 1, 1])
+    contributions = _evidence_by_document(rows, prior, document_of, 2)
+    assert strengths(rows, prior, contributions, document_of, 2).tolist() == [[0.0, 0.0]]
+    assert strengths(rows * 0, prior * 0, contributions, document_of, 2).tolist() == [[0.0, 0.0]]
