@@ -113,7 +113,7 @@ calls = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
 @given(st.lists(calls, max_size=12))
 def test_answers_are_those_of_langchain(store, calls):
     store.mdelete(list(store.yield_keys()))
@@ -373,6 +373,7 @@ def test_a_disk_that_was_full_at_first(store):
 # Several processes and threads
 
 
+@pytest.mark.slow
 def test_a_writer_is_killed_at_200_points(tmp_path):
     """In memory where there is such a disk, for a writer waits for a disk most of its time."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path) as folder:
@@ -382,16 +383,19 @@ def test_a_writer_is_killed_at_200_points(tmp_path):
     assert min(max(returned[:120]), max(returned[120:])) > 1
 
 
+@pytest.mark.slow
 def test_eight_processes_read_while_one_writes(path):
     seen = result_of("versions", path)
     assert len(seen) == 8
     assert max(seen) > 1
 
 
+@pytest.mark.slow
 def test_eight_processes_make_a_file_at_once(tmp_path):
     assert result_of("begun", tmp_path) == 9
 
 
+@pytest.mark.slow
 def test_a_store_in_use_goes_through_forks(path):
     assert result_of("forked", path) == [0] * 8
 
