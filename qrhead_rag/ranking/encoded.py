@@ -8,7 +8,6 @@ from typing import Any, Self
 from torch import Tensor
 
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
-from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Fallback, Order, Selection
 from qrhead_rag.ranking.context import ListState, warn_of_truncation
 from qrhead_rag.ranking.modes import new_list
@@ -16,12 +15,13 @@ from qrhead_rag.ranking.per_passage import Late
 from qrhead_rag.ranking.result import Ranking, blank_lowest
 from qrhead_rag.ranking.store import HasStore, ListStore, store_of
 from qrhead_rag.ranking.tensor_file import read_encoded, write_encoded
+from qrhead_rag.ranking.waiting import Answer, WaitingQueries
 
 
 class EncodedPassages:
     """Passages with what the model keeps of them, safe to share between threads. `QRRetriever.encode` makes it.
 
-    The texts are kept as they were given. `len`, iteration and `in` speak of the passages.
+    The texts are kept as they were given. Queries that several threads ask at once share passes. `len`, iteration and `in` speak of the passages.
 
     Raises:
         ListTooLongError: under `listwise`, the list is longer than the model's context.
@@ -37,6 +37,7 @@ class EncodedPassages:
     def __init__(self, store: ListStore, documents: Iterable[Document], state: ListState | None = None) -> None:
         self._store, self._context = store, store.context
         self._passages: list[Passage] = []
+        self._waiting = WaitingQueries(store.context)
         self._list = new_list(store) if state is None else state
         passages = as_passages(documents)
         with self._context.lock:
@@ -107,8 +108,9 @@ class EncodedPassages:
         """
         state = _late_state(self._store, self._list)
         with self._context.lock:
+            passages = self._passages  # before what is missing is run: other threads may then change the list
             document_of_piece, tensors = state.state()
-            content = {"passages": [p.model_dump() for p in self._passages], "document_of_piece": document_of_piece}
+            content = {"passages": [p.model_dump() for p in passages], "document_of_piece": document_of_piece}
             identity = self._context.file_identity()
         write_encoded(path, identity, content, tensors)
 
@@ -216,11 +218,13 @@ class EncodedPassages:
         warnings.warn("rank_many is now called rank_queries", DeprecationWarning, stacklevel=2)
         return self.rank_queries(queries, **options)
 
-    def _ask(self, queries: Sequence[str]) -> tuple[list[Reading], list[Passage], frozenset[int]]:
-        """What each query finds in the list, the list as it then was, and which of its documents are cut."""
-        queries = [check_query(query) for query in queries]
-        with self._context.lock:
-            return self._list.ask(queries), self._passages, self._list.truncated
+    def _ask(self, queries: Sequence[str]) -> Answer:
+        """What each query finds in the list; queries of threads that wait for the lock meanwhile share its passes."""
+        return self._waiting.ask([check_query(query) for query in queries], self._read)
+
+    def _read(self, queries: Sequence[str]) -> Answer:
+        passages, truncated = self._passages, self._list.truncated
+        return Answer(self._list.ask(queries), passages, truncated)
 
     def _rank(
         self, queries: Sequence[str], selection: Selection, token_counter: Callable[[str], int] | None

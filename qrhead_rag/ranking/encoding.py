@@ -18,8 +18,37 @@ _LABEL_TOKENS = 8  # by which the number of a text's tokens may change where a l
 _LONG_TOKEN = 8  # characters a token: a text with more of them is likely to be cut
 _TOKENIZED_TOGETHER = 64  # texts, which take a few milliseconds: less than a batch through the model
 
+_CPU_BATCH = 1024
+_ACCELERATOR_BATCH = 4096, 65536  # at least, at most
+_BYTES_A_TOKEN = 2**20  # free memory for it: keys, values and activations of a 7B model take about 0.7 MB
+
 Keep: TypeAlias = Callable[[list[Tensor], list[Tensor]], tuple[dict[int, Tensor], dict[int, Tensor]]]
 """What a mode keeps of the keys and values of passages that were run together: see `PerPassage`."""
+
+
+def batch_tokens_of(device: torch.device) -> int:
+    """Tokens that run through the model together on a device, where `batch_tokens` does not say how many.
+
+    A CPU is not faster with more than 1024, which stay in its caches. An accelerator takes a token for each MiB of free
+    memory, at least 4096, and at most 65536; where its free memory is not known, 4096.
+
+    >>> batch_tokens_of(torch.device("cpu"))
+    1024
+    """
+    if device.type == "cpu":
+        return _CPU_BATCH
+    least, most = _ACCELERATOR_BATCH
+    return min(max(least, _free_bytes(device) // _BYTES_A_TOKEN), most)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that torch can still use on an accelerator, that which it has reserved itself included; 0: not known."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
+    return 0
 
 
 def encode_passages(
@@ -43,12 +72,12 @@ def encode_passages(
     pieces: dict[str, dict[int, Piece]] = {text: {} for text in texts}
     left = Counter(piece.text for piece in to_run)
     total = sum(len(piece.ids) for piece in to_run)
-    ran = False
+    batch_tokens, ran = context.options.batch_tokens or batch_tokens_of(context.reader.device), False
     with progress_bar(total, "encoding", "token", show_progress) as advance:
-        for batch in batches(to_run, context.options.batch_tokens, opening):
+        for batch in batches(to_run, batch_tokens, opening):
             if ran and any(_key(piece) not in store.pieces for piece in batch):
                 context.lock.give_way()
-                ran = False
+                batch_tokens, ran = context.options.batch_tokens or batch_tokens_of(context.reader.device), False
             known = {key: encoded for key in map(_key, batch) if (encoded := store.pieces.get(key)) is not None}
             missing = [piece for piece in batch if _key(piece) not in known]
             if missing:

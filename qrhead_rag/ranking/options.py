@@ -24,7 +24,8 @@ class ListOptions(BaseModel):
             many tokens, cut at sentence ends, and the scores of the best three pieces are added up; None leaves them
             whole.
         batch_tokens: under `independent` and `late`, tokens that run through the model together: those of documents,
-            padding, and the opening of the prompt before each; bounds memory, and keeps an accelerator busy.
+            padding, and the opening of the prompt before each; bounds memory, and how long another thread waits. None
+            is what suits the device: 1024 on a CPU, on an accelerator as many as `batch_tokens_of` gives.
         cache_bytes: what the retriever may keep of lists and passages it has read, in bytes, and as much again of
             conversations, where memories use it; 0 keeps nothing.
         key_dtype: how `late` stores keys; "int8" takes half the bytes of "float16", with a scale for each key head and
@@ -32,8 +33,8 @@ class ListOptions(BaseModel):
         readout: "published" (calibrated attention, averaged over the query span) or "evidence" (what each token of the
             query finds beyond the instruction before it); None is the readout in which the heads were found.
 
-    >>> ListOptions(piece_tokens=128).batch_tokens
-    4096
+    >>> ListOptions(piece_tokens=128).key_dtype
+    'float16'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -45,7 +46,7 @@ class ListOptions(BaseModel):
     stride: int | None = Field(default=None, ge=1)
     prefill_tokens: int = Field(default=PREFILL_TOKENS, ge=1)
     piece_tokens: int | None = Field(default=256, ge=16)
-    batch_tokens: int = Field(default=4096, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1)
     cache_bytes: int = Field(default=2**30, ge=0)
     key_dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     readout: Readout | None = None

@@ -17,6 +17,7 @@ import qrhead_rag.core.attention
 from qrhead_rag import Passage, QRRetriever
 from qrhead_rag.ranking.cache import ByteCache
 from qrhead_rag.ranking.encoded import EncodedPassages
+from qrhead_rag.ranking.encoding import batch_tokens_of
 from qrhead_rag.ranking.store import store_of
 from tests.helpers.held import held_by
 from tests.helpers.modes import MODES, PER_PASSAGE_MODES
@@ -587,6 +588,35 @@ def test_the_null_query_fits_too():
     exact = QRRetriever(model, tokenizer, heads=[(1, 0)], context_length=lengths[1] - 1)
     with pytest.warns(UserWarning, match="sliding windows"):
         assert exact.rank("a", ["One.", "Two.", "Three."]).windowed
+
+
+@pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
+def test_the_size_of_a_batch_changes_no_score(mode):
+    documents = [text * count for text in DOCUMENTS for count in (1, 4)]
+    wanted = retriever(mode).score(QUERY, documents)
+    for batch_tokens in (1, 300, 4096, 10**6):
+        assert retriever(mode, batch_tokens=batch_tokens).score(QUERY, documents) == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "wanted"),
+    [
+        ("cpu", 0, 1024),
+        ("cuda", 2 * 2**30, 4096),
+        ("cuda", 20 * 2**30, 20 * 1024),
+        ("cuda", 100 * 2**30, 65536),
+        ("mps", 10 * 2**30, 10 * 1024),
+        ("xpu", 0, 4096),
+    ],
+)
+def test_a_batch_suits_the_device(device, free, wanted, monkeypatch):
+    """As many MiB are free, partly as what torch has reserved and does not use."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 2**20, 2**40))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**21)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**20)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: free + 2**20)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2**20)
+    assert batch_tokens_of(torch.device(device)) == wanted
 
 
 @pytest.mark.parametrize("mode", PER_PASSAGE_MODES)
