@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
+from qrhead_rag.core.pruning import Prune
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Order, Selection
 from qrhead_rag.ranking.context import ListState, warn_of_truncation
@@ -172,10 +173,11 @@ class EncodedPassages:
         max_tokens: int | None = None,
         token_counter: Callable[[str], int] | None = None,
         order: Order = "rank",
+        prune: Prune | float | None = None,
     ) -> Ranking:
         """The documents ordered by score, cut to what is asked for, as `QRRetriever.rank` does."""
         selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        return self._rank([query], selection, token_counter)[0]
+        return self._rank([query], selection, token_counter, prune)[0]
 
     def rank_queries(
         self,
@@ -186,12 +188,13 @@ class EncodedPassages:
         max_tokens: int | None = None,
         token_counter: Callable[[str], int] | None = None,
         order: Order = "rank",
+        prune: Prune | float | None = None,
     ) -> list[Ranking]:
         """A ranking for each query; the queries are packed into one pass."""
         if isinstance(queries, str):
             raise TypeError(f"queries is one string ({queries!r}); expected a list of them, or use rank()")
         selection = Selection(top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order)
-        return self._rank(list(queries), selection, token_counter)
+        return self._rank(list(queries), selection, token_counter, prune)
 
     def rank_many(self, queries: Sequence[str], **options: Any) -> list[Ranking]:
         """The former name of `rank_queries`."""
@@ -205,13 +208,26 @@ class EncodedPassages:
             return self._list.ask(queries), self._passages, self._list.truncated
 
     def _rank(
-        self, queries: Sequence[str], selection: Selection, token_counter: Callable[[str], int] | None
+        self,
+        queries: Sequence[str],
+        selection: Selection,
+        token_counter: Callable[[str], int] | None,
+        prune: Prune | float | None,
     ) -> list[Ranking]:
+        prune = Prune.of(prune)
         readings, passages, truncated = self._ask(queries)
         counts = self._context.token_counts(passages, selection, token_counter)
         return [
             Ranking.of(
-                query, passages, *reading.scores(len(passages)), selection, counts, self._context.mode, truncated
+                query,
+                passages,
+                *reading.scores(len(passages)),
+                selection,
+                counts,
+                self._context.mode,
+                truncated,
+                prune=prune,
+                count_tokens=token_counter or self._context.count_tokens,
             )
             for query, reading in zip(queries, readings, strict=True)
         ]

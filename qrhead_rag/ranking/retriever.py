@@ -22,6 +22,7 @@ from qrhead_rag.core.heads import (
     is_shipped_for,
 )
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
+from qrhead_rag.core.pruning import Prune
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Order, Selection
 from qrhead_rag.models.loading import LoadedModel, load_model, share_model
@@ -266,6 +267,7 @@ class QRRetriever:
         order: Order = "rank",
         fuse_retrieval: float | None = None,
         retrieval_scores: Sequence[float] | None = None,
+        prune: Prune | float | None = None,
     ) -> Ranking:
         """The documents ordered by score, cut to what is asked for. The best one is always kept.
 
@@ -275,12 +277,15 @@ class QRRetriever:
             top_n: keep at most this many.
             min_share: keep what has at least this share of the list's positive score mass.
             max_tokens: keep whole documents, best first, within a budget of tokens.
-            token_counter: counts the tokens of a text for `max_tokens`; by default the model's tokenizer.
+            token_counter: counts the tokens of a text for `max_tokens`, and for that of `prune`; by default the model's tokenizer.
             order: "rank" or "original".
             fuse_retrieval: weight of the first stage's order beside the heads': 1 counts both alike, None ranks by the
                 heads alone. `score` stays that of the heads; `fused_score` orders.
             retrieval_scores: of each document by the first stage, for `fuse_retrieval`; None where the documents stand
                 in its order.
+            prune: which sentences to keep of the kept passages: those with at least this share of the list's evidence
+                (0.02), the best within so many tokens (200), or a `Prune`. `ranked.pruned` is the text cut to them,
+                `ranked.kept` their characters; the passages stay whole. None keeps all.
 
         A list longer than the model's context is ranked in sliding windows, with a warning and `ranking.windowed`.
 
@@ -293,12 +298,13 @@ class QRRetriever:
             top_n=top_n, min_share=min_share, max_tokens=max_tokens, order=order, fuse_retrieval=fuse_retrieval
         )
         selection.check_retrieval(retrieval_scores, len(passages))
+        prune = Prune.of(prune)
         with self._context.lock:
             key, state = known_list(self._store, passages)
             windows = state.needs_windows(passages, query)
             read = None if windows else read_list(key, state, query, passages)
         if read is None:
-            return rank_in_windows(self._store, query, passages, selection, token_counter, retrieval_scores)
+            return rank_in_windows(self._store, query, passages, selection, token_counter, retrieval_scores, prune)
         reading, truncated = read
         warn_of_truncation(passages, truncated)
         counts = self._context.token_counts(passages, selection, token_counter)
@@ -313,6 +319,8 @@ class QRRetriever:
             self.mode,
             truncated,
             retrieval_scores=retrieval_scores,
+            prune=prune,
+            count_tokens=token_counter or self._context.count_tokens,
         )
 
     def rank_lists(
@@ -375,8 +383,7 @@ class QRRetriever:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, read as plain text by the model's tokenizer."""
-        with self._context.lock:
-            return self._context.tokenizer.count(text)
+        return self._context.count_tokens(text)
 
 
 def _load_with_heads(
