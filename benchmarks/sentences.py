@@ -16,12 +16,13 @@ from pathlib import Path
 
 from benchmarks.second_model import examples_of
 from qrhead_rag import LabelledExample, Passage, QRRetriever
-from qrhead_rag.core.pruning import ReadText, leaning_on, sentence_weights
+from qrhead_rag.core.pruning import Prune, ReadText, leaning_on, prune_texts, sentence_weights
 from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.evaluate.embedding import EmbeddingModel
 from qrhead_rag.evaluate.metrics import confidence_interval, paired_test
 
 SHARES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+THRESHOLDS = (0.25, 0.5, 0.75, 1.0)
 Sentence = tuple[int, int]  # paragraph, sentence
 
 
@@ -100,13 +101,36 @@ def recall_at(question: Question, weights: dict[Sentence, float], share: float, 
     return len(kept & question.supporting) / len(question.supporting)
 
 
-def head_weights(question: Question, retriever: QRRetriever) -> dict[Sentence, float]:
-    """The weight of each sentence by the evidence of a ranking, as `rank(prune=…)` orders them."""
-    passages = question.example.documents
-    explained = retriever.rank(question.example.query, passages, order="original").explain().passages
-    texts = [ReadText.of(passage.passage.text, passage.tokens, passage.score) for passage in explained]
+def read(question: Question, retriever: QRRetriever) -> list[ReadText]:
+    """The paragraphs with the evidence that a ranking explains."""
+    explained = retriever.rank(question.example.query, question.example.documents, order="original").explain()
+    return [
+        ReadText.of(
+            passage.passage.text,
+            [(token.end - 1, token.contribution) for token in passage.tokens if token.part == "text"],
+            f"{passage.passage.title}\n",
+        )
+        for passage in explained.passages
+    ]
+
+
+def head_weights(question: Question, texts: Sequence[ReadText]) -> dict[Sentence, float]:
+    """The weight of each sentence, as `rank(prune=…)` orders them."""
     by_text = sentence_weights(texts, question.spans)
     return {(paragraph, number): by_text[paragraph][number] for paragraph, number in question.sentences}
+
+
+def pruned(question: Question, texts: Sequence[ReadText], prune: Prune, retriever: QRRetriever) -> tuple[float, float]:
+    """Share of tokens that `rank(prune=…)` keeps, with the splitter's own bounds, and of supporting sentences in them."""
+    kept = prune_texts(texts, range(len(texts)), prune, retriever.count_tokens)
+    tokens, covered = 0, set()
+    for index, ranges in kept.items():
+        tokens += sum(retriever.count_tokens(texts[index].text[start:end]) for start, end in ranges)
+        for number, (start, end) in enumerate(question.spans[index]):
+            if any(first <= start and end <= last for first, last in ranges):
+                covered.add((index, number))
+    share = tokens / sum(question.tokens.values())
+    return share, len(covered & question.supporting) / len(question.supporting)
 
 
 def main() -> None:
@@ -121,12 +145,17 @@ def main() -> None:
     embedding = EmbeddingModel(options.embedding) if options.embedding else None
 
     curves: dict[str, list[list[float]]] = {}
+    by_threshold: dict[float, list[tuple[float, float]]] = {}
 
     def add(method: str, question: Question, weights: dict[Sentence, float], lean: bool = False) -> None:
         curves.setdefault(method, []).append([recall_at(question, weights, share, lean) for share in SHARES])
 
     for question in questions:
-        weights = head_weights(question, retriever)
+        texts_read = read(question, retriever)
+        weights = head_weights(question, texts_read)
+        for threshold in THRESHOLDS:
+            outcome = pruned(question, texts_read, Prune(min_share=threshold), retriever)
+            by_threshold.setdefault(threshold, []).append(outcome)
         add("heads", question, weights)
         add("heads, with what a sentence leans on", question, weights, lean=True)
         sentences, query = question.sentences, question.example.query
@@ -140,6 +169,9 @@ def main() -> None:
     for method, values in curves.items():
         means = [sum(of_share) / len(values) for of_share in zip(*values, strict=True)]
         print(f"| {method} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+    for threshold, outcomes in by_threshold.items():
+        kept, recall = (sum(values) / len(outcomes) for values in zip(*outcomes, strict=True))
+        print(f"prune={threshold}: {kept:.1%} of the tokens, {recall:.3f} of the supporting sentences")
     at = SHARES.index(0.35)
     for method, values in curves.items():
         interval = confidence_interval([of_question[at] for of_question in values])

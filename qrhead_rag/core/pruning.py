@@ -20,6 +20,9 @@ Span: TypeAlias = tuple[int, int]
 LONGEST_SENTENCE = 1000
 """Characters of a sentence; what is longer, as a table or text without stops is, is cut at a line's or a word's end."""
 
+SIGN_TOKENS = 3
+"""About what a sign of omission costs."""
+
 LEANS_AT_MOST = 2
 """Sentences that may come along before one that begins with a pronoun or connective."""
 
@@ -34,11 +37,12 @@ _WORD = re.compile(r"\S+")
 class Prune(BaseModel):
     """Which sentences to keep of the passages that are kept.
 
-    A sentence's weight is the evidence of its tokens, weighted by its passage's (`sentence_weights`).
+    Sentences are ordered by evidence per token (`sentence_weights`). One that begins with a pronoun or connective brings
+    the one before it along.
 
     Attributes:
-        min_share: a sentence's weight over the sum of those of all the list's sentences must reach this share, above 0
-            and at most 1. The best sentence of each kept passage is always kept.
+        min_share: a sentence's evidence per token must reach this share, above 0 and at most 1, of the mean of the
+            whole list. The best sentence of each kept passage is always kept.
         max_tokens: tokens that title and pruned text of all kept passages may have together, omission signs included.
             The best sentences of all passages are taken first; one that does not fit is skipped, and shorter ones after
             it may still be taken. A passage of which nothing is taken leaves the ranking. Where not even the best
@@ -48,7 +52,7 @@ class Prune(BaseModel):
     Raises:
         ValueError: neither a share nor a budget, or one out of range.
 
-    >>> Prune(min_share=0.02).omission
+    >>> Prune(min_share=0.5).omission
     ' […] '
     """
 
@@ -59,16 +63,16 @@ class Prune(BaseModel):
     omission: str = OMISSION
 
     @classmethod
-    def of(cls, prune: "Prune | float | None") -> "Prune | None":
+    def of(cls, prune: "Prune | float | None") -> "Prune | None":  # an int is a float to type checkers
         """The options that a caller means: a number with a fraction is a share, a whole number a budget of tokens.
 
-        >>> Prune.of(0.02), Prune.of(200)
-        (Prune(min_share=0.02, max_tokens=None, omission=' […] '), Prune(min_share=None, max_tokens=200, omission=' […] '))
+        >>> Prune.of(0.5).min_share, Prune.of(200).max_tokens
+        (0.5, 200)
         """
         if prune is None or isinstance(prune, Prune):
             return prune
-        if not isinstance(prune, bool | str) and hasattr(prune, "__index__"):
-            return cls(max_tokens=prune)
+        if hasattr(prune, "__index__") and not isinstance(prune, bool):
+            return cls(max_tokens=whole_number(prune))
         return cls(min_share=prune)
 
     @field_validator("min_share", mode="before")
@@ -105,47 +109,61 @@ class ReadText:
         text: without the title, which is never cut.
         ends: the last character of each token of the text, in ascending order.
         contributions: what each of these tokens contributed.
-        score: of the whole passage, title included.
         before: title and line break, which cost tokens.
     """
 
     text: str
     ends: tuple[int, ...]
     contributions: tuple[float, ...]
-    score: float
     before: str = ""
 
     @classmethod
-    def of(cls, text: str, tokens: Iterable[tuple[int, float]], score: float, before: str = "") -> Self:
+    def of(cls, text: str, tokens: Iterable[tuple[int, float]], before: str = "") -> Self:
         """From (last character, contribution) of each token, in any order.
 
-        >>> ReadText.of("A ship.", [(6, 0.1), (0, 0.5)], score=0.6).ends
+        >>> ReadText.of("A ship.", [(6, 0.1), (0, 0.5)]).ends
         (0, 6)
         """
         ordered = sorted(tokens)
-        return cls(text, tuple(end for end, _ in ordered), tuple(share for _, share in ordered), score, before)
+        return cls(text, tuple(end for end, _ in ordered), tuple(share for _, share in ordered), before)
 
-    def evidence(self, spans: Sequence[Span]) -> list[float]:
-        """Sum of the contributions of each span's tokens; a token belongs to the span of its last character.
+    def sums(self, spans: Sequence[Span], values: Sequence[float]) -> list[float]:
+        """Sum of a value of each token over the tokens of each span; a token belongs to the span of its last character.
 
-        >>> ReadText("A. B.", (1, 4), (0.5, 0.25), 0.75).evidence([(0, 3), (3, 5)])
-        [0.5, 0.25]
+        >>> ReadText("A. B.", (1, 4), (0.5, 0.25)).sums([(0, 3), (3, 5)], (1, 2))
+        [1.0, 2.0]
         """
         sums = [0.0] * len(spans)
         starts = [start for start, _ in spans]
-        for end, contribution in zip(self.ends, self.contributions, strict=True):
-            sums[max(0, bisect_right(starts, end) - 1)] += contribution
+        for end, value in zip(self.ends, values, strict=True):
+            sums[max(0, bisect_right(starts, end) - 1)] += value
         return sums
 
 
 def sentence_weights(texts: Sequence[ReadText], spans: Sequence[Sequence[Span]]) -> list[list[float]]:
-    """What orders the sentences of a list, from the evidence of each sentence and of its passage.
+    """What orders the sentences of a list: their evidence per token, over that of the whole list, which is 1.
+
+    `SIGN_TOKENS` are added to the tokens of each sentence, about what it costs to leave out what stands around it.
 
     Args:
         texts: of the list.
         spans: sentences of each text.
+
+    >>> text = ReadText("A. B.", (0, 1, 3, 4), (3.0, 0.0, 0.0, 1.0))
+    >>> sentence_weights([text], [[(0, 3), (3, 5)]])
+    [[1.5, 0.5]]
     """
-    return [text.evidence(of_text) for text, of_text in zip(texts, spans, strict=True)]
+    evidence = [text.sums(of_text, text.contributions) for text, of_text in zip(texts, spans, strict=True)]
+    costs = [
+        [tokens + SIGN_TOKENS for tokens in text.sums(of_text, [1.0] * len(text.ends))]
+        for text, of_text in zip(texts, spans, strict=True)
+    ]
+    total = sum(share for of_text in evidence for share in of_text if share > 0)
+    mean = total / sum(cost for of_text in costs for cost in of_text) if total > 0 else 1.0
+    return [
+        [share / cost / mean for share, cost in zip(*of_text, strict=True)]
+        for of_text in zip(evidence, costs, strict=True)
+    ]
 
 
 def leaning_on(sentences: Sequence[str], index: int) -> range:
@@ -167,7 +185,8 @@ def text_spans(text: str) -> list[Span]:
     [(0, 10), (10, 19)]
     """
     spans: list[Span] = []
-    for start, end in sentence_spans(text):
+    for first, end in sentence_spans(text):
+        start = first
         while end - start > LONGEST_SENTENCE:
             cut = _last_end(text, start, start + LONGEST_SENTENCE)
             _append(spans, text, start, cut)
@@ -248,22 +267,21 @@ def prune_texts(
         prune: what to keep of them.
         count_tokens: of a text, for `prune.max_tokens`.
 
-    >>> text = ReadText("It rains. The ferry leaves at nine.", (1, 7, 16, 32), (0.0, 0.1, 0.2, 0.7), score=1.0)
-    >>> prune_texts([text], [0], Prune(min_share=0.2), len)
+    >>> text = ReadText("It rains. The ferry leaves at nine.", (1, 7, 16, 32), (0.0, 0.1, 0.2, 0.7))
+    >>> prune_texts([text], [0], Prune(min_share=0.5), len)
     {0: ((10, 35),)}
     """
     spans = [text_spans(text.text) for text in texts]
     weights = sentence_weights(texts, spans)
     passages = {index: _Passage(texts[index], spans[index], weights[index], prune.omission) for index in kept}
-    # the best of the list first; of equals, that of the better passage, and the earlier
+    # The best of the list first; of equals, that of the better passage, then the earlier one.
     candidates = [(index, number) for index in kept for number in range(len(spans[index]))]
     candidates.sort(key=lambda candidate: -weights[candidate[0]][candidate[1]])
     if prune.min_share is not None:
-        least = prune.min_share * sum(weight for of_text in weights for weight in of_text if weight > 0)
         candidates = [
             (index, number)
             for index, number in candidates
-            if 0 < weights[index][number] >= least or number == passages[index].best
+            if weights[index][number] >= prune.min_share or number == passages[index].best
         ]
     for index, number in candidates:
         passages[index].chosen.update(passages[index].with_neighbours(number))

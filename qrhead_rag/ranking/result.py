@@ -66,12 +66,12 @@ class RankedPassage:
         return self.score if self.fused_score is None else self.fused_score
 
 
-def _read_text(passage: Passage, score: float, evidence: Evidence | None) -> ReadText:
+def _read_text(passage: Passage, evidence: Evidence | None) -> ReadText:
     """A passage's text with the evidence of its tokens."""
-    tokens = explain_passage(0, score, passage, evidence).tokens
+    tokens = explain_passage(0, 0.0, passage, evidence).tokens
     before = passage.content[: len(passage.content) - len(passage.text)]
     of_text = ((token.end - 1, token.contribution) for token in tokens if token.part == "text")
-    return ReadText.of(passage.text, of_text, score, before)
+    return ReadText.of(passage.text, of_text, before)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Ranking(Sequence[RankedPassage]):
             for index in indices
         ]
         if prune is not None:
-            texts = [_read_text(*whole) for whole in zip(passages, values, evidence, strict=True)]
+            texts = [_read_text(*whole) for whole in zip(passages, evidence, strict=True)]
             kept = prune_texts(texts, indices, prune, count_tokens)
             ranked = [replace(r, kept=kept[r.index], omission=prune.omission) for r in ranked if r.index in kept]
         return cls(query, tuple(ranked), mode, windowed, tuple(evidence))

@@ -277,15 +277,15 @@ class QRRetriever:
             top_n: keep at most this many.
             min_share: keep what has at least this share of the list's positive score mass.
             max_tokens: keep whole documents, best first, within a budget of tokens.
-            token_counter: counts the tokens of a text for `max_tokens`, and for that of `prune`; by default the model's tokenizer.
+            token_counter: counts the tokens of a text for `max_tokens` and `prune`; by default the model's tokenizer.
             order: "rank" or "original".
             fuse_retrieval: weight of the first stage's order beside the heads': 1 counts both alike, None ranks by the
                 heads alone. `score` stays that of the heads; `fused_score` orders.
             retrieval_scores: of each document by the first stage, for `fuse_retrieval`; None where the documents stand
                 in its order.
-            prune: which sentences to keep of the kept passages: those with at least this share of the list's evidence
-                (0.02), the best within so many tokens (200), or a `Prune`. `ranked.pruned` is the text cut to them,
-                `ranked.kept` their characters; the passages stay whole. None keeps all.
+            prune: which sentences to keep of the kept passages: those whose evidence per token reaches this share of
+                the list's mean (0.5), the best within so many tokens (200), or a `Prune`. `ranked.pruned` is the text
+                cut to them, `ranked.kept` their characters; the passages stay whole. None keeps all.
 
         A list longer than the model's context is ranked in sliding windows, with a warning and `ranking.windowed`.
 
