@@ -121,7 +121,7 @@ def head_weights(question: Question, texts: Sequence[ReadText]) -> dict[Sentence
 
 
 def pruned(question: Question, texts: Sequence[ReadText], prune: Prune, retriever: QRRetriever) -> tuple[float, float]:
-    """Share of tokens that `rank(prune=…)` keeps, with the splitter's own bounds, and of supporting sentences in them."""
+    """Share of tokens that `rank(prune=…)` keeps, by the splitter's bounds, and of supporting sentences in them."""
     kept = prune_texts(texts, range(len(texts)), prune, retriever.count_tokens)
     tokens, covered = 0, set()
     for index, ranges in kept.items():

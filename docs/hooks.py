@@ -29,6 +29,7 @@ PAGE_OF = {
     "benchmarks/reports/choices.md": "quality.md",
     "benchmarks/reports/pieces.md": "quality.md",
     "benchmarks/reports/scifact.md": "quality.md",
+    "benchmarks/reports/sentences.md": "pruning.md",
     PICTURE: "explanation.png",
 }
 # What the README says of a thing and a page of its own shows.

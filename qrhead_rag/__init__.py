@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qrhead_rag.core.heads import HeadSet
     from qrhead_rag.core.passage import Passage
+    from qrhead_rag.core.pruning import Prune
     from qrhead_rag.datasets.examples import LabelledExample
     from qrhead_rag.detect.finding import find_heads
     from qrhead_rag.ranking.encoded import EncodedPassages
@@ -18,6 +19,7 @@ __all__ = [
     "HeadSet",
     "LabelledExample",
     "Passage",
+    "Prune",
     "QRRetriever",
     "RankedPassage",
     "Ranking",
@@ -29,6 +31,7 @@ _FILES = {
     "HeadSet": "core.heads",
     "LabelledExample": "datasets.examples",
     "Passage": "core.passage",
+    "Prune": "core.pruning",
     "QRRetriever": "ranking.retriever",
     "RankedPassage": "ranking.result",
     "Ranking": "ranking.result",

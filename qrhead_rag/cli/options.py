@@ -42,6 +42,13 @@ InstructionOption: TypeAlias = Annotated[str | None, typer.Option(help="Replaces
 PieceOption: TypeAlias = Annotated[
     int | None, typer.Option(help="Longer documents are read in pieces of this many tokens (independent, late).")
 ]
+PruneOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Cut documents to the sentences whose evidence per token reaches this share of the list's mean."),
+]
+PruneTokensOption: TypeAlias = Annotated[
+    int | None, typer.Option(help="Cut documents to their best sentences, within this many tokens for all of them.")
+]
 OrderOption: TypeAlias = Annotated[
     Literal["given", "reversed", "shuffled"], typer.Option(help="How the candidates stand in a list.")
 ]

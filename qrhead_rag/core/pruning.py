@@ -37,8 +37,8 @@ _WORD = re.compile(r"\S+")
 class Prune(BaseModel):
     """Which sentences to keep of the passages that are kept.
 
-    Sentences are ordered by evidence per token (`sentence_weights`). One that begins with a pronoun or connective brings
-    the one before it along.
+    Sentences are ordered by evidence per token (`sentence_weights`). One that begins with a pronoun or connective
+    brings the one before it along.
 
     Attributes:
         min_share: a sentence's evidence per token must reach this share, above 0 and at most 1, of the mean of the
@@ -159,9 +159,9 @@ def sentence_weights(texts: Sequence[ReadText], spans: Sequence[Sequence[Span]])
         for text, of_text in zip(texts, spans, strict=True)
     ]
     total = sum(share for of_text in evidence for share in of_text if share > 0)
-    mean = total / sum(cost for of_text in costs for cost in of_text) if total > 0 else 1.0
+    whole = sum(cost for of_text in costs for cost in of_text)
     return [
-        [share / cost / mean for share, cost in zip(*of_text, strict=True)]
+        [share * whole / (cost * (total or 1.0)) for share, cost in zip(*of_text, strict=True)]
         for of_text in zip(evidence, costs, strict=True)
     ]
 
