@@ -28,7 +28,11 @@ CASES: dict[str, list[tuple[str, int]]] = {  # each with its number of sentences
         ("It costs $4.99. Buy it.", 2),
         ("Pi is 3.14. e is 2.72.", 2),
     ],
-    "CJK": [("渡轮九点开。面包在黎明烤好。你好吗？", 3), ("彼は「行く。」と言った。雨が降った。", 2), ("版本2.0发布了。很好！", 2)],
+    "CJK": [
+        ("渡轮九点开。面包在黎明烤好。你好吗？", 3),
+        ("彼は「行く。」と言った。雨が降った。", 2),
+        ("版本2.0发布了。很好！", 2),
+    ],
     "lists": [("Needs:\n- a rope\n- a mast\n\nThen sail. Come back.", 5), ("1. Buy bread.\n2. Bake it.\n3. Eat.", 3)],
     "tables": [
         ("| ship | year |\n| --- | --- |\n| Ash | 1912. |\n| Oak | 1920 |\n\nBoth sank. Nobody knows why.", 3),
