@@ -30,6 +30,7 @@ PAGE_OF = {
     "benchmarks/reports/pieces.md": "quality.md",
     "benchmarks/reports/scifact.md": "quality.md",
     "benchmarks/reports/abstain.md": "abstain.md",
+    "benchmarks/reports/sentences.md": "pruning.md",
     PICTURE: "explanation.png",
 }
 # What the README says of a thing and a page of its own shows.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qrhead_rag.core.heads import HeadSet
     from qrhead_rag.core.passage import Passage
+    from qrhead_rag.core.pruning import Prune
     from qrhead_rag.datasets.examples import LabelledExample
     from qrhead_rag.detect.finding import find_heads
     from qrhead_rag.ranking.encoded import EncodedPassages
@@ -20,6 +21,7 @@ __all__ = [
     "LabelledExample",
     "Passage",
     "PassageStore",
+    "Prune",
     "QRRetriever",
     "RankedPassage",
     "Ranking",
@@ -32,6 +34,7 @@ _FILES = {
     "LabelledExample": "datasets.examples",
     "Passage": "core.passage",
     "PassageStore": "ranking.passage_store",
+    "Prune": "core.pruning",
     "QRRetriever": "ranking.retriever",
     "RankedPassage": "ranking.result",
     "Ranking": "ranking.result",

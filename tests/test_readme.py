@@ -36,7 +36,7 @@ def rows(title):
 @pytest.mark.embedded
 def test_the_examples_print_what_the_readme_shows():
     pairs = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
-    assert len(pairs) == README.count("```python") == 4
+    assert len(pairs) == README.count("```python") == 5
     for code, output in pairs:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):

@@ -49,6 +49,13 @@ KeyDtypeOption: TypeAlias = Annotated[
 StoreOption: TypeAlias = Annotated[
     Path, typer.Option(help="A file that keeps encoded documents for every process; made if missing (late).")
 ]
+PruneOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Cut documents to the sentences whose evidence per token reaches this share of the list's mean."),
+]
+PruneTokensOption: TypeAlias = Annotated[
+    int | None, typer.Option(help="Cut documents to their best sentences, within this many tokens for all of them.")
+]
 OrderOption: TypeAlias = Annotated[
     Literal["given", "reversed", "shuffled"], typer.Option(help="How the candidates stand in a list.")
 ]

@@ -16,6 +16,8 @@ from qrhead_rag.cli.options import (
     ModelOptions,
     ModeOption,
     PieceOption,
+    PruneOption,
+    PruneTokensOption,
     ReadoutOption,
     SelectionOptions,
     expand_groups,
@@ -23,6 +25,7 @@ from qrhead_rag.cli.options import (
 )
 from qrhead_rag.cli.output import one_line_errors
 from qrhead_rag.core.heads import HeadSet, shipped_head_sets
+from qrhead_rag.core.pruning import Prune
 from qrhead_rag.show.ink import printable
 
 if TYPE_CHECKING:
@@ -49,6 +52,8 @@ def rank(
     mode: ModeOption = None,
     readout: ReadoutOption = None,
     selection: SelectionOptions,
+    prune: PruneOption = None,
+    prune_tokens: PruneTokensOption = None,
     layout: LayoutOption = None,
     window: Annotated[
         int | None, typer.Option(help="Documents in a window, where a list is longer than the context (listwise).")
@@ -64,6 +69,8 @@ def rank(
     """Rank the documents of a file by the query's attention to them. Lines count from 1, with the blank ones."""
     with one_line_errors():
         to_keep = selection.validated()
+        unpruned = prune is None and prune_tokens is None
+        pruning = None if unpruned else Prune(min_share=prune, max_tokens=prune_tokens)
         content, name, read_as = _read(file, file_format)
         from qrhead_rag.core.passage import check_query
         from qrhead_rag.datasets.passages import parse_passages
@@ -81,7 +88,7 @@ def rank(
             instruction=instruction,
         )
         retriever = model.load(heads, mode, **options)
-        ranking = retriever.rank(query, [passage for _, passage in numbered], **to_keep.model_dump())
+        ranking = retriever.rank(query, [passage for _, passage in numbered], **to_keep.model_dump(), prune=pruning)
         lines = [line for line, _ in numbered]
         if as_json:
             typer.echo(json.dumps(_ranking_data(ranking, lines, retriever, explain), indent=1))
@@ -145,6 +152,8 @@ def _ranking_data(ranking: "Ranking", lines: list[int], retriever: "QRRetriever"
             "truncated": ranked.truncated,
             **passage.model_dump(exclude_none=True),
         }
+        if ranked.kept is not None:
+            entry |= {"kept": ranked.kept, "pruned": ranked.pruned}
         if explained:
             entry["tokens"] = [vars(token) for token in explained[index].tokens]
         documents.append(entry)
@@ -179,6 +188,11 @@ def _print_ranking(ranking: "Ranking", lines: list[int], explain: bool) -> None:
         cells += [printable(ranked.passage.id or "")] if named else []
         table.add_row(*cells, _opening(ranked.passage))
     console.print(table, markup=False)
+    for ranked in ranking:
+        if ranked.kept is not None:
+            console.rule(f"line {lines[ranked.index]}, score {ranked.score:.4f}", align="left")
+            title = f"{ranked.passage.title}\n" if ranked.passage.title else ""
+            console.print(printable(f"{title}{ranked.pruned}"), markup=False, highlight=False)
     if explain:
         for passage in ranking.explain().passages:
             console.rule(f"line {lines[passage.index]}, score {passage.score:.4f}", align="left")

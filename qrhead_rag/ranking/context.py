@@ -66,7 +66,7 @@ def check_length(what: str, tokens: int, context_length: int | None, remedy: str
 class ListContext:
     """What every list of one retriever is encoded with.
 
-    Its methods tokenize: whoever calls them holds the lock, but for `token_counts`.
+    Its methods tokenize: whoever calls them holds the lock, but for `token_counts` and `count_tokens`.
 
     Attributes:
         reader: reads the selected heads.
@@ -164,6 +164,11 @@ class ListContext:
             return [counter(passage.content) for passage in passages]
         with self.lock:
             return [self.tokenizer.count(passage.content) for passage in passages]
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text; takes the lock itself."""
+        with self.lock:
+            return self.tokenizer.count(text)
 
     def room(self, query: str | None, documents: int = 1) -> float:
         """Tokens that a prompt has left for documents; with no query known, some are kept free for one.

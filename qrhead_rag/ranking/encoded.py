@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
+from qrhead_rag.core.pruning import Prune
 from qrhead_rag.core.selection import Fallback, Order, Selection
 from qrhead_rag.ranking.context import ListState, warn_of_truncation
 from qrhead_rag.ranking.modes import new_list
@@ -176,6 +177,7 @@ class EncodedPassages:
         order: Order = "rank",
         min_evidence: float | None = None,
         fallback: Fallback = "empty",
+        prune: Prune | float | None = None,
     ) -> Ranking:
         """The documents ordered by score, cut to what is asked for, as `QRRetriever.rank` does."""
         selection = Selection(
@@ -186,7 +188,7 @@ class EncodedPassages:
             min_evidence=min_evidence,
             fallback=fallback,
         )
-        return self._rank([query], selection, token_counter)[0]
+        return self._rank([query], selection, token_counter, prune)[0]
 
     def rank_queries(
         self,
@@ -199,6 +201,7 @@ class EncodedPassages:
         order: Order = "rank",
         min_evidence: float | None = None,
         fallback: Fallback = "empty",
+        prune: Prune | float | None = None,
     ) -> list[Ranking]:
         """A ranking for each query; the queries are packed into one pass."""
         if isinstance(queries, str):
@@ -211,7 +214,7 @@ class EncodedPassages:
             min_evidence=min_evidence,
             fallback=fallback,
         )
-        return self._rank(list(queries), selection, token_counter)
+        return self._rank(list(queries), selection, token_counter, prune)
 
     def rank_many(self, queries: Sequence[str], **options: Any) -> list[Ranking]:
         """The former name of `rank_queries`."""
@@ -227,8 +230,13 @@ class EncodedPassages:
         return Answer(self._list.ask(queries), passages, truncated)
 
     def _rank(
-        self, queries: Sequence[str], selection: Selection, token_counter: Callable[[str], int] | None
+        self,
+        queries: Sequence[str],
+        selection: Selection,
+        token_counter: Callable[[str], int] | None,
+        prune: Prune | float | None,
     ) -> list[Ranking]:
+        prune = Prune.of(prune)
         readings, passages, truncated = self._ask(queries)
         counts = self._context.token_counts(passages, selection, token_counter)
         return [
@@ -241,6 +249,8 @@ class EncodedPassages:
                 self._context.mode,
                 truncated,
                 list_evidence=reading.list_evidence(),
+                prune=prune,
+                count_tokens=token_counter or self._context.count_tokens,
             )
             for query, reading in zip(queries, readings, strict=True)
         ]

@@ -1,7 +1,7 @@
 """A ranking: the documents ordered by score, each with its index in the caller's list."""
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self, overload
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.passage import Passage
+from qrhead_rag.core.pruning import OMISSION, Prune, ReadText, cut_text, prune_texts
 from qrhead_rag.core.reading import Evidence
 from qrhead_rag.core.selection import Selection, fuse_ranks, rank_order, select
 from qrhead_rag.ranking.explanation import Explanation, explain_passage
@@ -37,6 +38,9 @@ class RankedPassage:
         truncated: whether only its beginning was read.
         fused_score: what orders the ranking where the first stage's order was fused with the heads' (`fuse_retrieval`);
             else None.
+        kept: characters of `passage.text` that `prune` keeps, as (start, end) in their order; None where nothing was
+            asked to be pruned.
+        omission: what `pruned` has where sentences were left out.
 
     >>> RankedPassage(index=3, score=0.25, passage=Passage(text="The keeper counts the ships.")).passage.text
     'The keeper counts the ships.'
@@ -47,11 +51,27 @@ class RankedPassage:
     passage: Passage
     truncated: bool = False
     fused_score: float | None = None
+    kept: tuple[tuple[int, int], ...] | None = None
+    omission: str = OMISSION
+
+    @property
+    def pruned(self) -> str:
+        """The text cut to what is kept, with the sign of omission where sentences are missing; else the whole text."""
+        text = self.passage.text
+        return text if self.kept is None else cut_text(text, self.kept, self.omission)
 
     @property
     def ordering_score(self) -> float:
         """What orders the ranking: the fused score where there is one, else the score."""
         return self.score if self.fused_score is None else self.fused_score
+
+
+def _read_text(passage: Passage, evidence: Evidence | None) -> ReadText:
+    """A passage's text with the evidence of its tokens."""
+    tokens = explain_passage(0, 0.0, passage, evidence).tokens
+    before = passage.content[: len(passage.content) - len(passage.text)]
+    of_text = ((token.end - 1, token.contribution) for token in tokens if token.part == "text")
+    return ReadText.of(passage.text, of_text, before)
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,8 @@ class Ranking(Sequence[RankedPassage]):
         windowed: bool = False,
         order: Sequence[int] | None = None,
         list_evidence: float | None = None,
+        prune: Prune | None = None,
+        count_tokens: Callable[[str], int] = len,
     ) -> Self:
         """What is kept of a list that was read, best first or in its own order. Blank passages stand last.
 
@@ -119,6 +141,8 @@ class Ranking(Sequence[RankedPassage]):
             windowed: whether the list was ranked in windows.
             order: indices of the passages that are not blank, best first, where that is not the order of their scores.
             list_evidence: of the list, see `evidence`.
+            prune: which sentences are kept of the kept passages.
+            count_tokens: of a text, for `prune.max_tokens`.
 
         Raises:
             ValueError: a floor of evidence where there is none to compare it with.
@@ -137,10 +161,14 @@ class Ranking(Sequence[RankedPassage]):
             read.sort(key=lambda index: -fused[index])
         nothing = abstained and selection.fallback == "empty"
         indices = [] if nothing else select(values, selection, token_counts, [*read, *blank])
-        ranked = (
+        ranked = [
             RankedPassage(index, values[index], passages[index], index in truncated, fused.get(index))
             for index in indices
-        )
+        ]
+        if prune is not None:
+            texts = [_read_text(*whole) for whole in zip(passages, evidence, strict=True)]
+            kept = prune_texts(texts, indices, prune, count_tokens)
+            ranked = [replace(r, kept=kept[r.index], omission=prune.omission) for r in ranked if r.index in kept]
         return cls(query, tuple(ranked), mode, windowed, list_evidence, abstained, tuple(evidence))
 
     @property

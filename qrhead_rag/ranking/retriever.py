@@ -22,6 +22,7 @@ from qrhead_rag.core.heads import (
     is_shipped_for,
 )
 from qrhead_rag.core.passage import Document, Passage, as_passages, check_query
+from qrhead_rag.core.pruning import Prune
 from qrhead_rag.core.reading import Reading
 from qrhead_rag.core.selection import Fallback, Order, Selection
 from qrhead_rag.models.loading import LoadedModel, load_model, share_model
@@ -282,6 +283,7 @@ class QRRetriever:
         retrieval_scores: Sequence[float] | None = None,
         min_evidence: float | None = None,
         fallback: Fallback = "empty",
+        prune: Prune | float | None = None,
     ) -> Ranking:
         """The documents ordered by score, cut to what is asked for. The best one is always kept.
 
@@ -291,7 +293,7 @@ class QRRetriever:
             top_n: keep at most this many.
             min_share: keep what has at least this share of the list's positive score mass.
             max_tokens: keep whole documents, best first, within a budget of tokens.
-            token_counter: counts the tokens of a text for `max_tokens`; by default the model's tokenizer.
+            token_counter: counts the tokens of a text for `max_tokens` and `prune`; by default the model's tokenizer.
             order: "rank" or "original".
             fuse_retrieval: weight of the first stage's order beside the heads': 1 counts both alike, None ranks by the
                 heads alone. `score` stays that of the heads; `fused_score` orders.
@@ -301,6 +303,9 @@ class QRRetriever:
                 says what a list has; `qrhead calibrate` recommends a floor for a corpus.
             fallback: what a refused list gives: "empty" no document, "first_stage" the first ones in the first stage's
                 order.
+            prune: which sentences to keep of the kept passages: those whose evidence per token reaches this share of
+                the list's mean (0.5), the best within so many tokens (200), or a `Prune`. `ranked.pruned` is the text
+                cut to them, `ranked.kept` their characters; the passages stay whole. None keeps all.
 
         A list longer than the model's context is ranked in sliding windows, with a warning and `ranking.windowed`.
 
@@ -320,12 +325,13 @@ class QRRetriever:
             fallback=fallback,
         )
         selection.check_retrieval(retrieval_scores, len(passages))
+        prune = Prune.of(prune)
         with self._context.lock:
             key, state = known_list(self._store, passages)
             windows = state.needs_windows(passages, query)
             read = None if windows else read_list(key, state, query, passages)
         if read is None:
-            return rank_in_windows(self._store, query, passages, selection, token_counter, retrieval_scores)
+            return rank_in_windows(self._store, query, passages, selection, token_counter, retrieval_scores, prune)
         reading, truncated = read
         warn_of_truncation(passages, truncated)
         counts = self._context.token_counts(passages, selection, token_counter)
@@ -341,6 +347,8 @@ class QRRetriever:
             truncated,
             retrieval_scores=retrieval_scores,
             list_evidence=reading.list_evidence(),
+            prune=prune,
+            count_tokens=token_counter or self._context.count_tokens,
         )
 
     def rank_lists(
@@ -419,8 +427,7 @@ class QRRetriever:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, read as plain text by the model's tokenizer."""
-        with self._context.lock:
-            return self._context.tokenizer.count(text)
+        return self._context.count_tokens(text)
 
 
 def _load_with_heads(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qrhead_rag.core.passage import Passage, as_passages
+from qrhead_rag.core.pruning import Prune
 from qrhead_rag.core.reading import Evidence, Reading
 from qrhead_rag.core.scoring import NotFiniteError
 from qrhead_rag.core.selection import Selection, rank_order
@@ -83,6 +84,7 @@ def rank_in_windows(
     selection: Selection,
     token_counter: Callable[[str], int] | None,
     retrieval_scores: Sequence[float] | None,
+    prune: Prune | None,
 ) -> Ranking:
     """The documents of a list ordered by score, each scored in the last window that it stood in.
 
@@ -139,6 +141,8 @@ def rank_in_windows(
         windowed=True,
         order=best,
         list_evidence=list_evidence,
+        prune=prune,
+        count_tokens=token_counter or context.count_tokens,
     )
 
 

@@ -143,6 +143,33 @@ def test_stdin_takes_json_lines(folder):
     }
 
 
+def test_pruned_json_has_the_kept_ranges_and_the_whole_text(folder, records):
+    for options in (("--prune", "1"), ("--prune-tokens", "60"), ("--prune", "0.5", "--prune-tokens", "60")):
+        documents = ranked(folder, QUERY, records, *options)["documents"]
+        assert {entry["text"] for entry in documents} <= set(TEXTS)
+        for entry in documents:
+            assert "".join(entry["text"][start:end] for start, end in entry["kept"]) in entry["pruned"]
+    assert "kept" not in ranked(folder, QUERY, records)["documents"][0]
+
+
+def test_pruned_texts_are_printed_whole(folder, tmp_path):
+    file = tmp_path / "long.txt"
+    file.write_text("Forty ships passed. " * 30 + "The lamp burns oil \x1b[31m.\n", encoding="utf-8")
+    arguments = ("rank", QUERY, str(file), "--model", folder, "--heads", "1-0", "--device", "cpu")
+    plain, pruned = invoke(*arguments), invoke(*arguments, "--prune-tokens", "2000")
+    assert plain.exit_code == pruned.exit_code == 0
+    assert pruned.stdout.count("Forty ships passed.") > plain.stdout.count("Forty ships passed.") + 20
+    assert "\x1b" not in pruned.stdout
+
+
+@pytest.mark.parametrize("option", [("--prune", "2"), ("--prune", "0"), ("--prune-tokens", "0")])
+def test_a_prune_out_of_range_is_refused_in_a_line(folder, texts, option):
+    result = invoke("rank", QUERY, texts, "--model", folder, *option)
+    assert result.exit_code == 2
+    assert "expected a" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_explained_json_has_every_token_and_they_add_up(folder, records):
     for entry in ranked(folder, QUERY, records, "--explain")["documents"]:
         assert sum(token["contribution"] for token in entry["tokens"]) == pytest.approx(entry["score"], abs=1e-6)
