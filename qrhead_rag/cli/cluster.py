@@ -46,7 +46,7 @@ class ActorOptions(ModelOptions):
     batch_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Documents run together up to this many tokens (independent, late); by default what suits the device."
+            help="Documents run together up to this many tokens (independent, late); by default as suits the device."
         ),
     ] = None
 
