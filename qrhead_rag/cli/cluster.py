@@ -43,7 +43,10 @@ class ActorOptions(ModelOptions):
     instruction: InstructionOption = None
     piece_tokens: PieceOption = None
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Documents run together up to this many tokens (independent, late); by default what suits the device.")
+        int | None,
+        typer.Option(
+            help="Documents run together up to this many tokens (independent, late); by default what suits the device."
+        ),
     ] = None
 
 

@@ -24,7 +24,9 @@ def make(mode, **options):
 def passes_of(encoded):
     """Grows by one with each pass of the model."""
     passes = []
-    encoded._context.reader._decoder.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: passes.append(1))
+    encoded._context.reader._decoder.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: passes.append(1)
+    )
     return passes
 
 
