@@ -92,7 +92,7 @@ def test_what_the_instruction_attracts_is_read_once_a_list(mode, monkeypatch):
 def test_no_more_prefixes_are_kept_than_serve():
     asked = retriever(piece_tokens=None)
     opening = store_of(asked).opening
-    for words in range(1, 60):
+    for words in range(1, _PREFIXES_KEPT + 12):
         asked.score("who?", ["ship " * words])
     assert len(opening._prefixes) == _PREFIXES_KEPT
     sizes = [prefix.nbytes for prefix in opening._prefixes.values()]
