@@ -137,11 +137,13 @@ def test_a_refused_ranking_says_so():
     assert "nothing was found" not in ranked._repr_html_() + ranked.explain().to_html()
 
 
-def test_the_handbook_has_more_evidence_with_its_answer_than_without(embedded):
+def test_short_lists_of_the_handbook_have_more_evidence_with_the_answer_than_without(embedded):
     handbook, questions = load_handbook()
     more = 0
-    for question in questions[:8]:
+    for number, question in enumerate(questions):
+        right = [passage for passage in handbook if passage.id in question.relevant][:1]
         rest = [passage for passage in handbook if passage.id not in question.relevant]
-        right, wrong = (embedded.rank(question.query, passages).evidence for passages in (handbook, rest))
-        more += right > wrong
-    assert more >= 7
+        others = [rest[(7 * number + index) % len(rest)] for index in range(5)]
+        with_answer, without = (embedded.rank(question.query, docs).evidence for docs in (right + others[:4], others))
+        more += with_answer > without
+    assert more >= 0.75 * len(questions)
