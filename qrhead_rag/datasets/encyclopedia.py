@@ -12,8 +12,13 @@ from qrhead_rag.core.passage import Passage
 from qrhead_rag.datasets.examples import LabelledExample
 
 
-def load_encyclopedia(candidates: int = 20, seed: int = 0) -> list[LabelledExample]:
+def load_encyclopedia(candidates: int = 20, seed: int = 0, every: int = 1) -> list[LabelledExample]:
     """Every question with the passages of its subject, and others of its language up to `candidates`, shuffled.
+
+    Args:
+        candidates: passages of a list, at most; all those of its subject are in it.
+        seed: of draws.
+        every: 2 leaves out every second subject of each language, with its questions and passages.
 
     >>> example = load_encyclopedia()[0]
     >>> len(example.documents), example.query
@@ -21,10 +26,14 @@ def load_encyclopedia(candidates: int = 20, seed: int = 0) -> list[LabelledExamp
     >>> example.metadata
     {'language': 'en'}
     """
-    entries, examples = _read("encyclopedia"), []
+    all_entries, examples = _read("encyclopedia"), []
+    kept = _subjects(all_entries, every)
+    entries = [entry for entry in all_entries if entry["group"] in kept]
     for question in _read("encyclopedia_questions"):
         draw = random.Random(f"{seed} {question['id']}")
-        first = next(entry for entry in entries if entry["id"] == question["relevant"][0])
+        first = next((entry for entry in entries if entry["id"] == question["relevant"][0]), None)
+        if first is None:
+            continue
         near = [entry for entry in entries if entry["group"] == first["group"]]
         others = [e for e in entries if e["language"] == first["language"] and e["group"] != first["group"]]
         listed = [*near, *draw.sample(others, min(len(others), max(0, candidates - len(near))))]
@@ -39,6 +48,15 @@ def load_encyclopedia(candidates: int = 20, seed: int = 0) -> list[LabelledExamp
             )
         )
     return examples
+
+
+def _subjects(entries: list[dict[str, Any]], every: int) -> set[str]:
+    by_language: dict[str, list[str]] = {}
+    for entry in entries:
+        subjects = by_language.setdefault(entry["language"], [])
+        if entry["group"] not in subjects:
+            subjects.append(entry["group"])
+    return {subject for subjects in by_language.values() for subject in subjects[::every]}
 
 
 def _read(name: str) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
 
 from qrhead_rag.core.heads import DEFAULT_READOUTS, HeadChooser, HeadSet, Mode, ModelShape, Readout, heads_of_layers
+from qrhead_rag.core.model_view import find_decoder
 from qrhead_rag.datasets.encyclopedia import load_encyclopedia
 from qrhead_rag.detect.finding import best_detection, check_worth, controls, layers_to_search
 from qrhead_rag.detect.report import DetectionOptions
@@ -26,6 +28,8 @@ from qrhead_rag.ranking.retriever import QRRetriever
 from qrhead_rag.ranking.warn import warn_caller
 
 _MODE: Mode = "late"  # of heads that are found where none is named: the cheapest
+_LARGE = 150_000_000
+"""Weights in the layers that are searched, from which half of the detection set has to do: it takes half as long."""
 
 
 class _KeptHeads(BaseModel):
@@ -107,6 +111,12 @@ def _fingerprint(loaded: LoadedModel) -> str:
     return weights_fingerprint(loaded.model, loaded.heads.max_layer + 1)
 
 
+def _weights_of(loaded: LoadedModel) -> int:
+    layers = next(part for part in find_decoder(loaded.model).children() if isinstance(part, nn.ModuleList))
+    searched = layers[: loaded.heads.max_layer + 1]
+    return sum(weight.numel() for weight in searched.parameters())
+
+
 def _find(load: Callable[[HeadSet | HeadChooser], LoadedModel], mode: Mode, readout: Readout | None) -> LoadedModel:
     def searched(name: str, shape: ModelShape) -> HeadSet:
         return HeadSet(
@@ -120,7 +130,8 @@ def _find(load: Callable[[HeadSet | HeadChooser], LoadedModel], mode: Mode, read
         )
 
     loaded = load(searched)
-    examples = load_encyclopedia()
+    large = _weights_of(loaded) >= _LARGE
+    examples = load_encyclopedia(every=2 if large else 1)
     warn_caller(
         f"no head set is shipped for {loaded.name}: its heads are found now, on {len(examples)} questions of the "
         f"package, and kept in {cache_folder()}; this takes minutes on a CPU, once (heads='shipped' refuses instead)"

@@ -68,3 +68,15 @@ def test_neither_length_nor_position_tells_the_right_passage(scores_of):
 
 def test_words_in_common_do_not_tell_it_either():
     assert quality(lambda example: BM25([d.content for d in example.documents]).scores(example.query)) < 0.75
+
+
+def test_half_of_the_subjects_has_passages_and_questions_of_its_own():
+    whole, half = load_encyclopedia(), load_encyclopedia(every=2)
+    assert {example.id for example in half} < {example.id for example in whole}
+    passages = [{document.id for example in examples for document in example.documents} for examples in (whole, half)]
+    assert passages[1] < passages[0]
+    assert len(passages[1]) < 0.6 * len(passages[0]), "what is not asked for is not encoded"
+    assert {example.metadata["language"] for example in half} == {example.metadata["language"] for example in whole}
+    for example in half:
+        assert 10 <= len(example.documents) <= 20
+        assert all(0 <= index < len(example.documents) for index in example.relevant)
