@@ -45,9 +45,7 @@ class ActorOptions(ModelOptions):
     piece_tokens: PieceOption = None
     batch_tokens: Annotated[
         int | None,
-        typer.Option(
-            help="Documents run together up to this many tokens (independent, late); by default as suits the device."
-        ),
+        typer.Option(help="Tokens of documents run together (independent, late); default by device."),
     ] = None
 
 

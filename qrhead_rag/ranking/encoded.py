@@ -22,8 +22,8 @@ from qrhead_rag.ranking.waiting import Answer, WaitingQueries
 class EncodedPassages:
     """Passages with what the model keeps of them, safe to share between threads. `QRRetriever.encode` makes it.
 
-    The texts are kept as they were given. Queries that several threads ask at once share passes. `len`, iteration and
-    `in` speak of the passages.
+    The texts are kept as they were given. `len`, iteration and `in` speak of the passages. Queries that several threads
+    ask at once share passes.
 
     Raises:
         ListTooLongError: under `listwise`, the list is longer than the model's context.
