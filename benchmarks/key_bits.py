@@ -4,8 +4,8 @@
 
 Embedded model, its default heads, questions that chose none of them (`--part 2/2`; SciFact: test claims with the 20
 abstracts that BM25 ranks first), shuffled. Each list is encoded once in float32; its keys are then rounded as each line
-says and asked again. `int8` is `key_dtype="int8"`; the 4-bit lines are simulated, from -7 to 7, with scales of the same
-kind or one more for each dimension of a key. Bytes are those of a token's keys and of its share of the scales.
+says and asked again. `int8` is `key_dtype="int8"`; the lines below it are simulated: one scale for each key head and
+piece, and 4 bits, from -7 to 7. Bytes are those of a token's keys and of its share of the scales, 2 for each.
 """
 
 import argparse
@@ -31,14 +31,14 @@ def rounded(keys: Tensor, largest: int, dims: tuple[int, ...]) -> Tensor:
     return (keys / scales).round() * scales
 
 
-# Bits of a number, scales of a key head as how many times its size, and the rounding. Keys are (heads, tokens, size).
+# Bits of a number, what has a scale, and the rounding. Keys have the shape (key heads, tokens, head size).
 STORES: dict[str, tuple[int, str, Callable[[Tensor], Tensor]]] = {
     "float32": (32, "none", lambda keys: keys),
     "float16": (16, "none", lambda keys: keys.half().float()),
-    "int8": (8, "head", lambda keys: dequantize(*quantize(keys))),
-    "int8, a scale for each dimension": (8, "dimension", lambda keys: rounded(keys, 127, (1,))),
-    "int4": (4, "head", lambda keys: rounded(keys, 7, (1, 2))),
-    "int4, a scale for each dimension": (4, "dimension", lambda keys: rounded(keys, 7, (1,))),
+    "int8": (8, "dimension", lambda keys: dequantize(*quantize(keys))),
+    "int8, a scale for each head": (8, "head", lambda keys: rounded(keys, 127, (1, 2))),
+    "int4": (4, "dimension", lambda keys: rounded(keys, 7, (1,))),
+    "int4, a scale for each head": (4, "head", lambda keys: rounded(keys, 7, (1, 2))),
 }
 
 
@@ -62,7 +62,7 @@ def bytes_of_token(passages: list[PassagePieces], bits: int, scales: str) -> flo
     tokens = sum(len(piece.offsets) for piece in pieces)
     total = 0.0
     for keys in (keys for piece in pieces for keys in piece.keys.values()):
-        total += keys.numel() * bits / 8 + {"none": 0, "head": 4, "dimension": 4 * keys.shape[2]}[scales] * len(keys)
+        total += keys.numel() * bits / 8 + {"none": 0, "head": 2, "dimension": 2 * keys.shape[2]}[scales] * len(keys)
     return total / tokens
 
 
@@ -84,7 +84,7 @@ def measure(retriever: QRRetriever, eight_bits: QRRetriever, name: str, examples
         interval, against = confidence_interval(of_lists), paired_test(of_lists, values["float16"])
         changed = sum(a != b for a, b in zip(of_lists, values["float16"], strict=True))
         print(
-            f"{store:34} {interval.mean:.4f} ({interval.low:.3f} to {interval.high:.3f})  {against.difference:+.4f} "
+            f"{store:28} {interval.mean:.4f} ({interval.low:.3f} to {interval.high:.3f})  {against.difference:+.4f} "
             f"to float16, p = {against.p_value:.2f}, {changed} lists differ, "
             f"{sum(sizes[store]) / len(examples):6.0f} bytes a token",
             flush=True,
@@ -97,10 +97,11 @@ def main() -> None:
     parser.add_argument("--nq", type=Path)
     parser.add_argument("--scifact", type=Path)
     parser.add_argument("--examples", type=int, default=50)
+    parser.add_argument("--model", help="by default the embedded one")
     options = parser.parse_args()
     settings = {"mode": "late", "dtype": "float32", "device": "cpu", "cache_bytes": 0}
-    retriever = QRRetriever.from_pretrained(**settings, key_dtype="float32")
-    eight_bits = QRRetriever.from_pretrained(**settings, key_dtype="int8")
+    retriever = QRRetriever.from_pretrained(options.model, **settings, key_dtype="float32")
+    eight_bits = QRRetriever.from_pretrained(options.model, **settings, key_dtype="int8")
     for name, file in {"hotpotqa": options.hotpotqa, "nq": options.nq}.items():
         if file:
             measure(retriever, eight_bits, name, examples_of(file, 2, options.examples))

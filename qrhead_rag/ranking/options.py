@@ -28,8 +28,8 @@ class ListOptions(BaseModel):
             is what suits the device: 1024 on a CPU, on an accelerator as many as `batch_tokens_of` gives.
         cache_bytes: what the retriever may keep of lists and passages it has read, in bytes, and as much again of
             conversations, where memories use it; 0 keeps nothing.
-        key_dtype: how `late` stores keys; "int8" takes half the bytes of "float16", with a scale for each key head and
-            piece.
+        key_dtype: how `late` stores keys; "int8" takes half the bytes of "float16", with a scale for each dimension of
+            a key head and piece.
         readout: "published" (calibrated attention, averaged over the query span) or "evidence" (what each token of the
             query finds beyond the instruction before it); None is the readout in which the heads were found.
 

@@ -24,7 +24,8 @@ class Piece:
         offsets: characters of each token, counted from the passage's label. Shape: (tokens, 2)
         keys: by layer; under `late` only those of the selected heads. Shape: (key heads, tokens, head size) each
         values: by layer; empty under `late`. Shape: (key heads, tokens, head size) each
-        scales: by layer, what the keys are multiples of; empty unless they are kept in 8 bits. Shape: (key heads,) each
+        scales: by layer, what the keys are multiples of; empty unless they are in 8 bits.
+            Shape: (key heads, head size) each
     """
 
     offsets: Tensor
@@ -150,7 +151,7 @@ class ListedPieces:
         """
         joined, scales = self._kept_keys(), self._scales()
         return {
-            layer: dequantize(keys, scales[layer].T[:, self.piece_of]) if layer in scales else keys
+            layer: dequantize(keys, scales[layer][self.piece_of].transpose(0, 1)) if layer in scales else keys
             for layer, keys in joined.items()
         }
 
@@ -166,7 +167,7 @@ class ListedPieces:
         return {layer: torch.cat([piece.keys[layer] for piece in self.pieces], dim=1) for layer in layers}
 
     def _scales(self) -> dict[int, Tensor]:
-        """Scales of all pieces, by layer; none unless keys are kept in 8 bits. Shape: (pieces, key heads) each"""
+        """Scales of all pieces, by layer; none unless keys are in 8 bits. Shape: (pieces, key heads, head size) each"""
         layers = self.pieces[0].scales
         return {layer: torch.stack([piece.scales[layer] for piece in self.pieces]) for layer in layers}
 
@@ -213,7 +214,7 @@ def check_saved_pieces(
         expected[f"opening.{layer}"] = keys.dtype, tuple(keys.shape)
         expected[f"keys.{layer}"] = key_dtype, (keys.shape[0], tokens, keys.shape[2])
         if key_dtype == torch.int8:
-            expected[f"scales.{layer}"] = torch.float32, (len(document_of_piece), keys.shape[0])
+            expected[f"scales.{layer}"] = torch.bfloat16, (len(document_of_piece), keys.shape[0], keys.shape[2])
     actual = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if actual != expected:
         raise ValueError(f"it holds {sorted(actual.items())}, expected {sorted(expected.items())}")

@@ -1,7 +1,8 @@
-"""Keys in 8 bits: whole numbers from -127 to 127, and a scale for each key head of a passage.
+"""Keys in 8 bits: whole numbers from -127 to 127, and for each dimension of a key head a scale over a passage's tokens.
 
-Symmetric, as keys are read by products: no zero point. A scale is rounded to a number of bfloat16, so that its products
-with the whole numbers are exact, and keys that have been through this once come through it unchanged.
+A few dimensions of a head are much larger than the rest, and one scale for all would round the rest coarsely
+(benchmarks/reports/key_bits.md). Scales are in bfloat16: their products with the whole numbers are exact in float32,
+so that keys that have been through this once come through it unchanged.
 """
 
 import torch
@@ -20,16 +21,16 @@ def quantize(keys: Tensor) -> tuple[Tensor, Tensor]:
         keys: of one passage. Shape: (key heads, tokens, head size)
 
     Returns:
-        The keys in int8, of the same shape, and what they are multiples of, in float32. Shape: (key heads,)
+        The keys in int8, of the same shape, and what they are multiples of, in bfloat16. Shape: (key heads, head size)
 
-    >>> quantize(torch.tensor([[[254.0, -3.1]], [[0.0, 0.0]]]))[0].tolist()
-    [[[127, -2]], [[0, 0]]]
+    >>> quantize(torch.tensor([[[254.0, 0.0], [-3.1, 0.0]]]))[0].tolist()
+    [[[127, 0], [-2, 0]]]
     """
     keys = keys.float()
-    largest = keys.abs().amax(dim=(-2, -1)) if keys.numel() else keys.new_zeros(keys.shape[:-2])
+    largest = keys.abs().amax(dim=1) if keys.numel() else keys.new_zeros(len(keys), keys.shape[2])
     # To the nearest, which may lie under largest / 127 by 2^-9 of it: the largest key is still rounded to 127.
-    scales = (largest / _LARGEST).to(torch.bfloat16).float().clamp(min=_LEAST_SCALE)
-    multiples = (keys / scales[..., None, None]).round().clamp(-_LARGEST, _LARGEST)
+    scales = (largest / _LARGEST).to(torch.bfloat16).clamp(min=_LEAST_SCALE)
+    multiples = (keys / scales[:, None]).round().clamp(-_LARGEST, _LARGEST)
     return multiples.nan_to_num(0.0).to(torch.int8), scales
 
 
@@ -38,12 +39,12 @@ def dequantize(keys: Tensor, scales: Tensor) -> Tensor:
 
     Args:
         keys: in int8. Shape: (key heads, tokens, head size)
-        scales: of each key head, or of each of its tokens. Shape: (key heads,) or (key heads, tokens)
+        scales: for all tokens or for each. Shape: (key heads, head size) or (key heads, tokens, head size)
 
     Returns:
         Shape: (key heads, tokens, head size)
 
-    >>> dequantize(*quantize(torch.tensor([[[254.0, -3.1]]]))).tolist()
-    [[[254.0, -4.0]]]
+    >>> dequantize(*quantize(torch.tensor([[[254.0, 0.0], [-3.1, 0.0]]]))).tolist()
+    [[[254.0, 0.0], [-4.0, 0.0]]]
     """
-    return keys.float().mul_(scales.reshape(*scales.shape, *[1] * (keys.ndim - scales.ndim)))
+    return keys.float().mul_(scales if scales.ndim == keys.ndim else scales[:, None])
