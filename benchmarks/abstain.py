@@ -1,6 +1,6 @@
 """Whether the evidence of a list tells lists with their relevant passages from the same lists without.
 
-    python -m benchmarks.abstain --hotpotqa hotpotqa_100.json [--nq nq-open-oracle.jsonl.gz] [--examples 50]
+    python -m benchmarks.abstain [--hotpotqa hotpotqa_100.json] [--nq nq-open-oracle.jsonl.gz] [--handbook] [--examples 50]
 
 The area under the ROC curve on part 2 of each set, which had no part in choosing what evidence is: with the relevant
 passages taken out, and with passages of other lists in their stead, so that both lists are equally long; then for lists
@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.second_model import examples_of
 from qrhead_rag import LabelledExample, Passage, QRRetriever
 from qrhead_rag.core.heads import Mode
+from qrhead_rag.demo import load_handbook
 from qrhead_rag.evaluate.abstain import EvidencePair, calibrate, separation
 
 LENGTHS = (5, 10, 20, 50)
@@ -52,10 +53,24 @@ def pairs_of(retriever: QRRetriever, examples: Sequence[LabelledExample], kind: 
     return pairs
 
 
+def handbook_pairs(retriever: QRRetriever, short: bool) -> list[EvidencePair]:
+    """The evidence of the handbook for each of its questions, whole or in lists of 5, with the answer and without."""
+    handbook, questions = load_handbook()
+    pairs = []
+    for number, question in enumerate(questions):
+        right = [passage for passage in handbook if passage.id in question.relevant][:1]
+        rest = [passage for passage in handbook if passage.id not in question.relevant]
+        others = [rest[(7 * number + index) % len(rest)] for index in range(5)]
+        lists = ([*right, *others[:4]], others) if short else (handbook, rest)
+        pairs.append(EvidencePair(*(evidence(retriever, question.query, passages) for passages in lists)))
+    return pairs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hotpotqa", type=Path)
     parser.add_argument("--nq", type=Path)
+    parser.add_argument("--handbook", action="store_true")
     parser.add_argument("--part", type=int, default=2)
     parser.add_argument("--examples", type=int, default=50)
     parser.add_argument("--modes", nargs="+", default=["late"])
@@ -64,6 +79,10 @@ def main() -> None:
     modes: list[Mode] = options.modes
     for mode in modes:
         retriever = QRRetriever.from_pretrained(mode=mode, readout="evidence", cache_bytes=3 * 2**30)
+        for name, short in (("short lists of the handbook", True), ("handbook", False)) if options.handbook else ():
+            pairs = handbook_pairs(retriever, short)
+            more = sum(with_answer > without for with_answer, without in pairs)
+            print(f"{name} {mode}: AUC {separation(pairs).mean:.3f}, {more} of {len(pairs)} have more with", flush=True)
         for name, file in (("hotpotqa", options.hotpotqa), ("nq", options.nq)):
             examples = examples_of(file, options.part, options.examples) if file else []
             by_length = {}

@@ -93,8 +93,8 @@ class Reading:
     def list_evidence(self) -> float | None:
         """Equation (9): how much the list has for the query, from 0 to 1; None under `published`.
 
-        It is the strength of the document with the highest score, of a long one that of its strongest piece. Compares
-        across lists of one model, head set, mode and instruction, also of different lengths.
+        It is the strength of the document with the highest score, of a long one that of its strongest piece. It
+        compares across lists of one model, head set, mode and instruction, best where they are of like length.
         """
         if self.strengths is None or not len(self.document_of_piece):
             return None if self.strengths is None else 0.0

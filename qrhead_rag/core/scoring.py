@@ -204,7 +204,7 @@ def votes(scores: Tensor, contributions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def strengths(rows: Tensor, prior: Tensor, contributions: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
-    """Equation (8), z_h(d): how strong the evidence of each document is, whatever else is in the list.
+    """Equation (8), z_h(d): how strong the evidence of each document is.
 
     Args:
         rows: attention of each of the query's own tokens. Shape: (heads, rows, tokens)

@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": (("demo", "--question", "bed 灯", "--mode", "late", "--model", "model", *TINY), 0, "bed ?"),
     "detect": (("detect", "灯.jsonl", "--out", "灯.json", "--num-heads", "1"), 0, "?: 5 examples of 6 documents"),
     "evaluate": (("evaluate", "none灯.jsonl"), 2, "no file or folder none"),
+    "calibrate": (("calibrate", "none灯.jsonl"), 2, "no file or folder none"),
     "rank-dataset": (("rank-dataset", "none灯.jsonl", "out"), 2, "none"),
     "encode-dataset": (("encode-dataset", "none灯.jsonl", "out"), 2, "none"),
 }
