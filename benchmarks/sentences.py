@@ -16,7 +16,8 @@ from pathlib import Path
 
 from benchmarks.second_model import examples_of
 from qrhead_rag import LabelledExample, Passage, QRRetriever
-from qrhead_rag.core.pruning import Prune, ReadText, leaning_on, prune_texts, sentence_weights
+from qrhead_rag.core.pruning import Prune, ReadText, prune_texts, sentence_weights
+from qrhead_rag.core.sentences import leaning_on
 from qrhead_rag.datasets.bm25 import BM25
 from qrhead_rag.evaluate.embedding import EmbeddingModel
 from qrhead_rag.evaluate.metrics import confidence_interval, paired_test

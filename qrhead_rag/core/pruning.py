@@ -9,28 +9,25 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index as whole_number
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from qrhead_rag.core.sentences import leans_on_neighbour, sentence_spans
-
-Span: TypeAlias = tuple[int, int]
-
-LONGEST_SENTENCE = 1000
-"""Characters of a sentence; what is longer, as a table or text without stops is, is cut at a line's or a word's end."""
+from qrhead_rag.core.sentences import (
+    LEANS_AT_MOST,
+    OMISSION,
+    Span,
+    cut_text,
+    join_spans,
+    leaning_on,
+    text_spans,
+    trimmed_end,
+    trimmed_start,
+)
 
 SIGN_TOKENS = 3
 """About what a sign of omission costs."""
 
-LEANS_AT_MOST = 2
-"""Sentences that may come along before one that begins with a pronoun or connective."""
-
-OMISSION = " […] "
-"""What stands where sentences were left out."""
-
-_LINE_END = re.compile(r"\n\s*")
-_WORD_END = re.compile(r"\s+")
 _WORD = re.compile(r"\S+")
 
 
@@ -166,96 +163,6 @@ def sentence_weights(texts: Sequence[ReadText], spans: Sequence[Sequence[Span]])
     ]
 
 
-def leaning_on(sentences: Sequence[str], index: int) -> range:
-    """A sentence with those before it that it leans on, each on the next, at most `LEANS_AT_MOST`.
-
-    >>> leaning_on(["The ferry sank.", "It was old.", "A storm rose."], 1)
-    range(0, 2)
-    """
-    first = index
-    while first > 0 and index - first < LEANS_AT_MOST and leans_on_neighbour(sentences[first]):
-        first -= 1
-    return range(first, index + 1)
-
-
-def text_spans(text: str) -> list[Span]:
-    """The sentences of a text, those longer than `LONGEST_SENTENCE` cut at a line's end, else a word's; they cover it.
-
-    >>> text_spans("It rains. It pours.")
-    [(0, 10), (10, 19)]
-    """
-    spans: list[Span] = []
-    for first, end in sentence_spans(text):
-        start = first
-        while end - start > LONGEST_SENTENCE:
-            cut = _last_end(text, start, start + LONGEST_SENTENCE)
-            _append(spans, text, start, cut)
-            start = cut
-        _append(spans, text, start, end)
-    return spans or [(0, 0)]
-
-
-def _append(spans: list[Span], text: str, start: int, end: int) -> None:
-    """White space alone is no sentence: it belongs to the one before it, at the beginning to the one after."""
-    if spans and (text[start:end].isspace() or text[slice(*spans[-1])].isspace()):
-        spans[-1] = spans[-1][0], end
-    else:
-        spans.append((start, end))
-
-
-def _last_end(text: str, start: int, limit: int) -> int:
-    """Where to cut the characters from `start`: after the last line or word that ends before `limit`, or there."""
-    for boundary in (_LINE_END, _WORD_END):
-        ends = [match.end() for match in boundary.finditer(text, start, limit)]
-        if ends and ends[-1] > start:
-            return ends[-1]
-    return limit
-
-
-def join_spans(text: str, spans: Sequence[Span], chosen: Iterable[int]) -> tuple[Span, ...]:
-    """Character ranges of the chosen sentences, neighbours merged, without outer white space.
-
-    >>> join_spans("It rains. It pours. Stay.", [(0, 10), (10, 20), (20, 25)], {0, 1})
-    ((0, 19),)
-    """
-    ranges: list[Span] = []
-    last = -2
-    for index in sorted(chosen):
-        if index == last + 1 and ranges:
-            ranges[-1] = ranges[-1][0], spans[index][1]
-        else:
-            ranges.append(spans[index])
-        last = index
-    if text and ranges == [(0, len(text))]:
-        return tuple(ranges)
-    stripped = ((_first_character(text, start, end), _end_of_text(text, start, end)) for start, end in ranges)
-    return tuple((start, end) for start, end in stripped if start < end)
-
-
-def _first_character(text: str, start: int, end: int) -> int:
-    return start + len(text[start:end]) - len(text[start:end].lstrip())
-
-
-def _end_of_text(text: str, start: int, end: int) -> int:
-    return start + len(text[start:end].rstrip())
-
-
-def cut_text(text: str, kept: Sequence[Span], omission: str = OMISSION) -> str:
-    """The kept ranges of a text, with a sign where something is missing; nothing where nothing is kept.
-
-    >>> cut_text("It rains. It pours. Stay.", [(0, 9), (20, 25)])
-    'It rains. […] Stay.'
-    >>> cut_text("It rains. It pours. Stay.", [(10, 19)])
-    '[…] It pours. […]'
-    """
-    if not kept:
-        return ""
-    cut = omission.join(text[start:end] for start, end in kept)
-    before = omission.lstrip() if text[: kept[0][0]].strip() else ""
-    after = omission.rstrip() if text[kept[-1][1] :].strip() else ""
-    return f"{before}{cut}{after}"
-
-
 def prune_texts(
     texts: Sequence[ReadText], kept: Sequence[int], prune: Prune, count_tokens: Callable[[str], int]
 ) -> dict[int, tuple[Span, ...]]:
@@ -336,7 +243,10 @@ class _Passage:
         for number in numbers:
             if number not in self.tokens:
                 before = self.spans[number - 1] if number else (0, 0)
-                start, end = _end_of_text(self.text.text, *before), _end_of_text(self.text.text, *self.spans[number])
+                start, end = (
+                    trimmed_end(self.text.text, *before),
+                    trimmed_end(self.text.text, *self.spans[number]),
+                )
                 self.tokens[number] = count_tokens(self.text.text[start:end])
             beside = [index for index in (number - 1, number + 1) if 0 <= index < len(self.spans)]
             missing = [index for index in beside if index not in self.chosen and index not in added]
@@ -390,8 +300,8 @@ def _fit(
 def _cut_sentence(passage: _Passage, number: int, max_tokens: int, count_tokens: Callable[[str], int]) -> None:
     """Keep the beginning of a sentence: as many words as fit, else as many characters; perhaps none."""
     text = passage.text.text
-    start = _first_character(text, *passage.spans[number])
-    end = max(start, _end_of_text(text, *passage.spans[number]))
+    start = trimmed_start(text, *passage.spans[number])
+    end = max(start, trimmed_end(text, *passage.spans[number]))
     words = [match.end() for match in _WORD.finditer(text, start, end)]
     for cuts in (words, range(start + 1, end)):
         low, high = 0, len(cuts)  # cuts[low - 1] fits

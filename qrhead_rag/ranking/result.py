@@ -9,9 +9,10 @@ from torch import Tensor
 
 from qrhead_rag.core.heads import Mode
 from qrhead_rag.core.passage import Passage
-from qrhead_rag.core.pruning import OMISSION, Prune, ReadText, cut_text, prune_texts
+from qrhead_rag.core.pruning import Prune, ReadText, prune_texts
 from qrhead_rag.core.reading import Evidence
 from qrhead_rag.core.selection import Selection, fuse_ranks, rank_order, select
+from qrhead_rag.core.sentences import OMISSION, cut_text
 from qrhead_rag.ranking.explanation import Explanation, explain_passage
 
 

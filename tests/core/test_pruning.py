@@ -6,16 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qrhead_rag.core.pruning import (
-    LONGEST_SENTENCE,
-    OMISSION,
-    Prune,
-    ReadText,
-    cut_text,
-    leaning_on,
-    prune_texts,
-    text_spans,
-)
+from qrhead_rag.core.pruning import Prune, ReadText, prune_texts
+from qrhead_rag.core.sentences import LONGEST_SENTENCE, OMISSION, cut_text, leaning_on, text_spans
 
 HOSTILE = {
     "a word of 200,000 characters": "a" * 200_000,

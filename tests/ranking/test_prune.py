@@ -6,7 +6,8 @@ import json
 import pytest
 
 from qrhead_rag import Passage, QRRetriever
-from qrhead_rag.core.pruning import Prune, text_spans
+from qrhead_rag.core.pruning import Prune
+from qrhead_rag.core.sentences import text_spans
 from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 
