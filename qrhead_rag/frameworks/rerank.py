@@ -1,20 +1,25 @@
 """What a framework's reranker, and what encodes for it, are built from: their options, and passages of documents."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from qrhead_rag.core.heads import is_shipped_for
 from qrhead_rag.core.passage import Passage
+from qrhead_rag.core.pruning import Prune
 from qrhead_rag.core.scoring import NotFiniteError
-from qrhead_rag.core.selection import Selection, select
+from qrhead_rag.core.selection import Fallback, Selection, select
+from qrhead_rag.frameworks.reranked import RerankedDocument
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.ranking.by_name import is_in_memory
 from qrhead_rag.ranking.context import document_name
 from qrhead_rag.ranking.retriever import QRRetriever
 from qrhead_rag.ranking.warn import warn_caller
+
+_logger = logging.getLogger(__name__)
 
 
 class PassageOptions(ScorerOptions):
@@ -76,6 +81,12 @@ class RerankOptions(PassageOptions):
         max_tokens: keep whole documents, best first, within this many tokens of the ranking model.
         fuse_retrieval: weight of the first stage's order beside the heads' (1 counts both alike); documents then come
             back with the fused score. None ranks by the heads alone.
+        prune: which sentences of the kept documents are kept: those of this share of the list's mean evidence per token
+            (0.5), the best within so many tokens (200), or a `Prune`, which it becomes. None leaves documents whole.
+        min_evidence: a list of less evidence than this (0 to 1) is refused, which is logged at the level INFO; None
+            refuses none.
+        fallback: what a refused list gives: "empty" no document, "first_stage" the first ones in the order they were
+            retrieved in, without new scores, marked in their metadata.
         on_blank_query: "raise" refuses a blank query; "keep_order" returns the first documents in the order they were
             retrieved in, without new scores, with a warning.
 
@@ -90,7 +101,16 @@ class RerankOptions(PassageOptions):
     min_share: float | None = None
     max_tokens: int | None = None
     fuse_retrieval: float | None = None
+    prune: Prune | float | None = None
+    min_evidence: float | None = None
+    fallback: Fallback = "empty"
     on_blank_query: Literal["raise", "keep_order"] = "raise"
+
+    @field_validator("prune", mode="before")
+    @classmethod
+    def _as_prune(cls, prune: Any) -> Prune | None:
+        """Always a `Prune`: plain data does not tell a share of 1.0 from a budget of 1."""
+        return Prune(**prune) if isinstance(prune, Mapping) else Prune.of(prune)
 
     @model_validator(mode="after")
     def _check_selection(self) -> Self:
@@ -99,10 +119,11 @@ class RerankOptions(PassageOptions):
 
     def rank(
         self, query: str, passages: Sequence[Passage], retrieval_scores: Sequence[float | None] | None = None
-    ) -> list[tuple[int, float | None]]:
-        """Indices of the passages to keep, best first, each with the score that orders it.
+    ) -> list[RerankedDocument]:
+        """The passages to keep, best first.
 
-        There are no scores where the query is blank and `on_blank_query` keeps the order.
+        They have no scores where they keep the order they were retrieved in: where the query is blank and
+        `on_blank_query` keeps it, and where the list was refused and `fallback` is "first_stage".
 
         Args:
             query: the question.
@@ -111,7 +132,7 @@ class RerankOptions(PassageOptions):
                 passages is taken for the first stage's, with a warning. None takes it without one.
         """
         if self.on_blank_query == "keep_order" and isinstance(query, str) and not query.strip():
-            return [(index, None) for index in self._first(query, passages)]
+            return [RerankedDocument(index) for index in self._first(query, passages)]
         scores = None
         if self.fuse_retrieval is not None and retrieval_scores is not None:
             scores = [score for score in retrieval_scores if score is not None]
@@ -122,12 +143,33 @@ class RerankOptions(PassageOptions):
                 )
                 scores = None
         try:
-            ranking = self.load_scorer().rank(query, passages, retrieval_scores=scores, **self._selection())
+            ranking = self.load_scorer().rank(
+                query, passages, retrieval_scores=scores, prune=self.prune, **self._selection()
+            )
         except NotFiniteError as error:
             if error.document is not None:
                 error.add_note(f"The document is {document_name(passages, error.document)}.")
             raise
-        return [(ranked.index, ranked.ordering_score) for ranked in ranking]
+        if ranking.abstained:
+            _logger.info(
+                "nothing was found: the evidence of %d documents is %.4f, below min_evidence=%s; %d come back "
+                "(fallback=%r)",
+                len(passages),
+                ranking.evidence,
+                self.min_evidence,
+                len(ranking),
+                self.fallback,
+            )
+        return [
+            RerankedDocument(
+                ranked.index,
+                None if ranking.abstained else ranked.ordering_score,
+                ranked.kept,
+                ranked.omission,
+                ranking.abstained,
+            )
+            for ranked in ranking
+        ]
 
     def with_heads_found_in(self, passages: Sequence[Passage], questions: int, show_progress: bool) -> Self:
         """The same component with heads that are found on questions made from these passages (`find_heads`).
@@ -178,7 +220,8 @@ class RerankOptions(PassageOptions):
         return select([0.0] * len(passages), selection, counts)
 
     def _selection(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("top_n", "min_share", "max_tokens", "fuse_retrieval")}
+        names = ("top_n", "min_share", "max_tokens", "fuse_retrieval", "min_evidence", "fallback")
+        return {name: getattr(self, name) for name in names}
 
 
 def copy_containers(value: Any) -> Any:

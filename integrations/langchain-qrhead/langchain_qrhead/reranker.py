@@ -10,6 +10,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 
 from langchain_qrhead.documents import passages_of
 from qrhead_rag.frameworks.rerank import RerankOptions, copy_containers
+from qrhead_rag.frameworks.reranked import RerankedDocument
 from qrhead_rag.frameworks.scorer import warnings_of_threads
 
 RELEVANCE_SCORE = "relevance_score"
@@ -25,6 +26,10 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
     loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, with
     fuse_retrieval beside the documents' own order, and title_key, the metadata key of a document's title.
     on_blank_query="keep_order" returns the first documents, without new scores, where there is nothing to rank by.
+
+    prune cuts the copies' text to its best sentences and notes in their metadata what is kept, as "qrhead_kept", and
+    the hash of the full text, as "qrhead_full_text_sha256". min_evidence returns no document where nothing was found,
+    or with fallback="first_stage" the first ones, without new scores and with "qrhead_abstained" in their metadata.
 
     Raises:
         ValueError: an option out of range, or a contradiction between `scorer` and another option.
@@ -100,7 +105,7 @@ class QRHeadReranker(RerankOptions, BaseDocumentCompressor):
         if not documents:
             return []
         passages = passages_of(documents, self)
-        return [_with_score(documents[index], score) for index, score in self.rank(query, passages)]
+        return [_with_score(documents[reranked.index], reranked) for reranked in self.rank(query, passages)]
 
 
 class _Input(NamedTuple):
@@ -108,6 +113,8 @@ class _Input(NamedTuple):
     query: str
 
 
-def _with_score(document: Document, score: float | None) -> Document:
-    scores = {} if score is None else {RELEVANCE_SCORE: score}
-    return document.model_copy(update={"metadata": {**copy_containers(document.metadata), **scores}})
+def _with_score(document: Document, reranked: RerankedDocument) -> Document:
+    metadata = {**copy_containers(document.metadata), **reranked.notes(document.page_content)}
+    if reranked.score is not None:
+        metadata[RELEVANCE_SCORE] = reranked.score
+    return document.model_copy(update={"page_content": reranked.cut(document.page_content), "metadata": metadata})

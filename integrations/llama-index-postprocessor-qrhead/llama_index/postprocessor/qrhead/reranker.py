@@ -1,6 +1,7 @@
 """QRHeadReranker: nodes reordered by the attention of a model's retrieval heads."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import llama_index.core.instrumentation as instrument
@@ -9,8 +10,10 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.postprocessor.qrhead.nodes import hide_metadata, passage_of
+from llama_index.postprocessor.qrhead.own_text import OwnText, with_text
 
 from qrhead_rag.frameworks.rerank import RerankOptions, copy_containers
+from qrhead_rag.frameworks.reranked import RerankedDocument
 from qrhead_rag.frameworks.scorer import warnings_of_threads
 
 RETRIEVAL_SCORE = "retrieval_score"
@@ -25,6 +28,11 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
     loaded QRRetriever, which may be shared. RerankOptions choose what is kept: top_n (5), min_share, max_tokens, with
     fuse_retrieval beside the nodes' own scores, and title_key, the metadata key of a node's title. The input nodes are
     not changed. on_blank_query="keep_order" returns the first nodes as they are where there is nothing to rank by.
+
+    prune cuts the copies' text to its best sentences, without their metadata, and notes in their metadata what is kept
+    of the node's own text, as "qrhead_kept", and its hash, as "qrhead_full_text_sha256". min_evidence returns no node
+    where nothing was found, or with fallback="first_stage" the first ones with the scores they had and with
+    "qrhead_abstained" in their metadata. No model reads these notes.
 
     Attributes:
         keep_retrieval_score: keep a node's earlier score in its metadata as "retrieval_score", hidden from the language
@@ -88,9 +96,7 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
         reranked: list[NodeWithScore] = []
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
             if nodes:
-                passages = [passage_of(scored.node, self, self.metadata_mode) for scored in nodes]
-                ranking = self.rank(query, passages, [scored.score for scored in nodes])
-                reranked = [self._with_score(nodes[index], score) for index, score in ranking]
+                reranked = self._rerank(query, nodes)
             event.on_end(payload={EventPayload.NODES: reranked})
         dispatcher.event(ReRankEndEvent(nodes=reranked))
         return reranked
@@ -101,14 +107,34 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
         with warnings_of_threads():
             return await super()._apostprocess_nodes(nodes, query_bundle)
 
-    def _with_score(self, retrieved: NodeWithScore, score: float | None) -> NodeWithScore:
-        node = retrieved.node
-        metadata = copy_containers(node.metadata)
+    def _rerank(self, query: str, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+        retrieval_scores = [scored.score for scored in nodes]
+        if self.prune is None:
+            passages = [passage_of(scored.node, self, self.metadata_mode) for scored in nodes]
+            return [self._copy(nodes[kept.index], kept) for kept in self.rank(query, passages, retrieval_scores)]
+        texts = [OwnText.of(scored.node, self, self.metadata_mode) for scored in nodes]
+        ranking = self.rank(query, [text.passage for text in texts], retrieval_scores)
+        return [self._copy(nodes[kept.index], _in_own_text(kept, texts[kept.index])) for kept in ranking]
+
+    def _copy(self, retrieved: NodeWithScore, kept: RerankedDocument) -> NodeWithScore:
+        """What comes back: the node with its score, its cut text and notes that no model reads."""
+        node, text = retrieved.node, retrieved.node.get_content(metadata_mode=MetadataMode.NONE)
+        notes = kept.notes(text)
         if self.keep_retrieval_score:
-            node = hide_metadata(node, RETRIEVAL_SCORE)
-            metadata[RETRIEVAL_SCORE] = None if retrieved.score is None else float(retrieved.score)
+            notes[RETRIEVAL_SCORE] = None if retrieved.score is None else float(retrieved.score)
+        metadata = copy_containers(node.metadata)
+        metadata.update(notes)
+        node = hide_metadata(node, *notes) if notes else node
         node = node.model_copy(update={"metadata": metadata})
-        return retrieved.model_copy(update={"node": node, "score": retrieved.score if score is None else score})
+        cut = kept.cut(text)
+        node = node if cut == text else with_text(node, cut)
+        score = retrieved.score if kept.score is None else kept.score
+        return retrieved.model_copy(update={"node": node, "score": score})
+
+
+def _in_own_text(kept: RerankedDocument, text: OwnText) -> RerankedDocument:
+    """The same, with what is kept counted in the node's own text."""
+    return kept if kept.kept is None else replace(kept, kept=text.ranges(kept.kept))
 
 
 def _check_kinds(nodes: list[NodeWithScore], query_bundle: QueryBundle) -> None:
