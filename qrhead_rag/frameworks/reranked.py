@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from qrhead_rag.core.pruning import OMISSION, Span, cut_text
+from qrhead_rag.core.sentences import OMISSION, Span, cut_text
 
 KEPT = "qrhead_kept"
 FULL_TEXT_HASH = "qrhead_full_text_sha256"

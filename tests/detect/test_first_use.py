@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.setenv("QRHEAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        first_use, "load_encyclopedia", lambda every: make_examples(CORPUS, candidates=8)[:: 1 if every == 1 else 2]
+        first_use, "load_encyclopedia", lambda every: make_examples(CORPUS, candidates=8)[: 24 if every == 1 else 20]
     )
     return tmp_path / "model"
 
@@ -72,10 +72,10 @@ def test_heads_are_found_once_and_read_from_the_cache_then(folder, runs):
 
 def test_a_large_model_has_half_of_the_questions(folder, monkeypatch):
     monkeypatch.setattr(first_use, "_LARGE", 1)
-    with pytest.warns(UserWarning, match="its heads are found now, on 12 questions of the package"):
+    with pytest.warns(UserWarning, match="its heads are found now, on 20 questions of the package"):
         retriever = QRRetriever.from_pretrained(folder, readout="evidence")  # the sample for another would be too small
     assert set(retriever.heads.heads) == set(KNOWING)
-    assert "on 12 questions of the package" in retriever.heads.note
+    assert "on 20 questions of the package" in retriever.heads.note
 
 
 def test_a_model_in_memory_finds_its_own_and_is_left_as_it_was(folder, runs):
@@ -168,7 +168,7 @@ def test_processes_that_start_together_find_them_once(folder, tmp_path):
         "from qrhead_rag.detect import first_use\n"
         "from qrhead_rag.detect.made import make_examples\n"
         "from tests.detect.test_first_use import CORPUS\n"
-        "first_use.load_encyclopedia = lambda every: make_examples(CORPUS, candidates=8)[:: 1 if every == 1 else 2]\n"
+        "first_use.load_encyclopedia = lambda every: make_examples(CORPUS, candidates=8)[: 24 if every == 1 else 20]\n"
         "with warnings.catch_warnings(record=True) as warned:\n"
         "    warnings.simplefilter('always')\n"
         "    QRRetriever.from_pretrained(sys.argv[1])\n"
