@@ -1,6 +1,6 @@
 """Whether the evidence of a list tells lists with their relevant passages from the same lists without.
 
-    python -m benchmarks.abstain [--hotpotqa hotpotqa_100.json] [--nq nq-open-oracle.jsonl.gz] [--handbook] [--examples 50]
+    python -m benchmarks.abstain [--hotpotqa hotpotqa_100.json] [--nq nq-open-oracle.jsonl.gz] [--handbook]
 
 The area under the ROC curve on part 2 of each set, which had no part in choosing what evidence is: with the relevant
 passages taken out, and with passages of other lists in their stead, so that both lists are equally long; then for lists
