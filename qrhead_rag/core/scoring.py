@@ -133,8 +133,8 @@ def pool_pieces(scores: Tensor, document_of: Tensor, num_documents: int) -> tupl
     return _sum_by_document(scores.where(counted, 0.0), document_of, num_documents)[..., :num_documents], counted
 
 
-def evidence(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
-    """Equation (5), shared among the tokens of each document: e(t), which sums over a document to e(d).
+def evidence(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
+    """Equation (5), shared among the tokens of each document: e(t), which sums over a document to e(d); and (7).
 
     What a row finds in a document beyond the prior is shared among the document's tokens in proportion to what the row
     finds in each of them beyond the prior.
@@ -147,33 +147,42 @@ def evidence(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: in
         num_documents: documents in the list.
 
     Returns:
-        Shape: (heads, tokens)
+        e(t), shape: (heads, tokens), and p(d), what a row finds beyond the prior in the one token of a document where
+        that is most, mean of the rows, shape: (heads, documents)
 
     >>> rows, prior = torch.tensor([[[0.5, 0.25, 0.0], [0.0, 0.0, 0.5]]]), torch.tensor([[0.25, 0.25, 0.25]])
-    >>> evidence(rows, prior, torch.tensor([0, 0, 1]), 2).tolist()  # row 0 finds .25 in document 0, row 1 .25 in 1
+    >>> contributions, peaks = evidence(rows, prior, torch.tensor([0, 0, 1]), 2)
+    >>> contributions.tolist()  # row 0 finds .25 in document 0, row 1 .25 in 1
     [[0.125, 0.0, 0.125]]
+    >>> peaks.tolist()
+    [[0.125, 0.125]]
     """
     share_out = _evidence_by_document if rows.device.type == "cpu" else _evidence_by_head
     return share_out(rows, prior, document_of, num_documents)
 
 
-def _evidence_by_document(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
+def _evidence_by_document(
+    rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int
+) -> tuple[Tensor, Tensor]:
     """`evidence` a document at a time, whose attention stays in the processor's cache."""
     documents, lengths = document_of.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
     of_documents = (attention.split_with_sizes(lengths.tolist(), dim=-1) for attention in (rows, prior[:, None]))
-    evidence = []
+    contributions, peaks = [], rows.new_zeros(len(rows), num_documents)
     for document, of_rows, of_prior in zip(documents.tolist(), *of_documents, strict=True):
         beyond = of_rows - of_prior  # (heads, rows, tokens)
         gain = beyond.sum(dim=-1, keepdim=True).clamp_(min=0) if document != OUTSIDE else 0.0  # (heads, rows, 1)
-        total = beyond.clamp_(min=0).sum(dim=-1, keepdim=True)  # at least the gain
-        evidence.append(beyond.mul_(gain / total.where(total > 0, 1.0)).mean(dim=1))
-    return torch.cat(evidence, dim=-1)
+        beyond.clamp_(min=0)
+        if document != OUTSIDE:
+            peaks[:, document] = beyond.amax(dim=-1).mean(dim=1)
+        total = beyond.sum(dim=-1, keepdim=True)  # at least the gain
+        contributions.append(beyond.mul_(gain / total.where(total > 0, 1.0)).mean(dim=1))
+    return torch.cat(contributions, dim=-1), peaks
 
 
-def _evidence_by_head(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
+def _evidence_by_head(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
     """`evidence` a head at a time, in steps that are few and large, as an accelerator likes them."""
     bin_of = _bins(document_of, num_documents)
-    by_head = []
+    by_head, peaks = [], []
     for head_rows, head_prior in zip(rows, prior, strict=True):
         beyond = head_rows - head_prior  # (rows, tokens)
         gains = _sum_by_document(beyond, document_of, num_documents).clamp(min=0)  # (rows, documents + 1)
@@ -182,7 +191,10 @@ def _evidence_by_head(rows: Tensor, prior: Tensor, document_of: Tensor, num_docu
         total = _sum_by_document(beyond, document_of, num_documents)  # at least the gain
         share = gains / total.where(total > 0, 1.0)  # (rows, documents + 1)
         by_head.append((share[:, bin_of] * beyond).mean(dim=0))
-    return torch.stack(by_head)
+        most = beyond.new_zeros(len(beyond), num_documents + 1)
+        most.scatter_reduce_(-1, bin_of.expand_as(beyond), beyond, "amax")
+        peaks.append(most[:, :num_documents].mean(dim=0))
+    return torch.stack(by_head), torch.stack(peaks)
 
 
 def votes(scores: Tensor, contributions: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,31 +215,24 @@ def votes(scores: Tensor, contributions: Tensor) -> tuple[Tensor, Tensor]:
     return scores / totals, contributions / totals
 
 
-def strengths(rows: Tensor, prior: Tensor, contributions: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
-    """Equation (8), z_h(d): how strong the evidence of each document is.
+def strengths(peaks: Tensor, prior: Tensor, contributions: Tensor, document_of: Tensor, num_documents: int) -> Tensor:
+    """Equation (8), z_h(d): how strong the evidence of each document is, whatever else is in the list.
 
     Args:
-        rows: attention of each of the query's own tokens. Shape: (heads, rows, tokens)
+        peaks: p(d), as `evidence` gives it. Shape: (heads, documents)
         prior: attention of the instruction, the mean of its rows. Shape: (heads, tokens)
         contributions: e(t), as `evidence` gives it. Shape: (heads, tokens)
-        document_of: index of each token's document, or OUTSIDE; the tokens of a document stand together.
-            Shape: (tokens,)
+        document_of: index of each token's document, or OUTSIDE. Shape: (tokens,)
         num_documents: documents in the list.
 
     Returns:
         From 0 to 1. Shape: (heads, documents)
 
-    >>> rows, prior = torch.tensor([[[0.75, 0.25]]]), torch.tensor([[0.25, 0.25]])
-    >>> document_of = torch.tensor([0, 1])
-    >>> strengths(rows, prior, evidence(rows, prior, document_of, 2), document_of, 2)[0, 1].item()
+    >>> rows, prior, document_of = torch.tensor([[[0.75, 0.25]]]), torch.tensor([[0.25, 0.25]]), torch.tensor([0, 1])
+    >>> contributions, peaks = evidence(rows, prior, document_of, 2)
+    >>> strengths(peaks, prior, contributions, document_of, 2)[0, 1].item()
     0.0
     """
-    peaks = rows.new_zeros(len(rows), num_documents)
-    documents, lengths = document_of.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
-    of_documents = (attention.split_with_sizes(lengths.tolist(), dim=-1) for attention in (rows, prior[:, None]))
-    for document, of_rows, of_prior in zip(documents.tolist(), *of_documents, strict=True):
-        if document != OUTSIDE:
-            peaks[:, document] = (of_rows - of_prior).amax(dim=-1).clamp_(min=0).mean(dim=1)  # (7)
     gains, priors = (document_scores(each, document_of, num_documents) for each in (contributions, prior))
     totals = gains + priors
     return (peaks * gains / totals.where(totals > 0, 1.0)).sqrt()

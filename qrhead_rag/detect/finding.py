@@ -146,6 +146,8 @@ def best_detection(
         options: of the choice, as `detect_enough` takes them.
         show_progress: whether a bar shows the lists that have been run.
     """
+    if retriever.mode != "listwise":  # all at once: batches of passages of like length
+        retriever.encode(_passages_of(examples), show_progress=show_progress)
     sample = {name: listed[::_SAMPLE] for name, listed in examples.items()}
     total = sum(map(len, examples.values())) + 2 * (len(readouts) - 1) * sum(map(len, sample.values()))
     with TemporaryDirectory() as folder, progress_bar(total, "finding heads", "list", show_progress) as advance:
@@ -164,6 +166,10 @@ def best_detection(
             if after.mean > before.mean + before.error:
                 best = other
         return detection_on(examples, best)
+
+
+def _passages_of(examples: Mapping[str, Sequence[LabelledExample]]) -> list[Passage]:
+    return [passage for listed in examples.values() for example in listed for passage in example.documents]
 
 
 def detect_enough(

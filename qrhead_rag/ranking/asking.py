@@ -113,9 +113,9 @@ def ask(
         piece_on_device = piece_of.to(attention.device)
         for rows in attention.split_with_sizes([len(part.rows_by_reading) for part in parts], dim=1):
             prior, own = (rows[:, 0], rows[:, 1:]) if known is None else (known, rows)
-            contributions = evidence(own, prior, piece_on_device, num_pieces)
+            contributions, peaks = evidence(own, prior, piece_on_device, num_pieces)
             by_head.append(contributions.cpu())
-            of_pieces.append(strengths(own, prior, contributions, piece_on_device, num_pieces).cpu())
+            of_pieces.append(strengths(peaks, prior, contributions, piece_on_device, num_pieces).cpu())
         if known is None:
             baseline = Baseline(_instruction(group[-1]), group[-1].position, prior.clone())
     assert baseline is not None  # there is at least one query

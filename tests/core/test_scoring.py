@@ -102,8 +102,10 @@ def test_evidence_by_document_equals_evidence_by_head(seed):
     of_list = rows, prior, document_of_tokens(spans, attention.shape[-1]), len(spans)
     expected = _evidence_by_head(*of_list)
     torch.testing.assert_close(_evidence_by_document(*of_list), expected)
-    assert (expected > 0).any(dim=0).sum() > 20
-    assert not expected[:, of_list[2] == OUTSIDE].any()
+    contributions, peaks = expected
+    assert (contributions > 0).any(dim=0).sum() > 20
+    assert not contributions[:, of_list[2] == OUTSIDE].any()
+    assert bool((peaks > 0).any())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -133,7 +135,7 @@ def test_strengths_equal_the_formula_written_out(seed):
     attention = (torch.rand(3, 7, 16, generator=generator) * 4).softmax(dim=-1)  # (heads, rows, tokens)
     document_of = document_of_tokens(spans, 16)
     prior, rows = attention[:, :3].mean(dim=1), attention[:, 3:]
-    contributions = _evidence_by_document(rows, prior, document_of, 3)
+    contributions, peaks = _evidence_by_document(rows, prior, document_of, 3)
     wanted = torch.zeros(3, 3)
     for head in range(3):
         for number, (start, end) in enumerate(spans):
@@ -141,13 +143,13 @@ def test_strengths_equal_the_formula_written_out(seed):
             peak = beyond.max(dim=1).values.clamp(min=0).mean()
             gain = beyond.sum(dim=1).clamp(min=0).mean()
             wanted[head, number] = (peak * gain / (gain + prior[head, start:end].sum())).sqrt()
-    result = strengths(rows, prior, contributions, document_of, 3)
+    result = strengths(peaks, prior, contributions, document_of, 3)
     torch.testing.assert_close(result, wanted)
     assert bool(((result >= 0) & (result <= 1)).all())
 
 
 def test_what_attracts_no_more_than_the_instruction_has_no_strength():
     rows, prior, document_of = torch.full((1, 2, 4), 0.25), torch.full((1, 4), 0.25), torch.tensor([0, 0, 1, 1])
-    contributions = _evidence_by_document(rows, prior, document_of, 2)
-    assert strengths(rows, prior, contributions, document_of, 2).tolist() == [[0.0, 0.0]]
-    assert strengths(rows * 0, prior * 0, contributions, document_of, 2).tolist() == [[0.0, 0.0]]
+    contributions, peaks = _evidence_by_document(rows, prior, document_of, 2)
+    assert strengths(peaks, prior, contributions, document_of, 2).tolist() == [[0.0, 0.0]]
+    assert strengths(peaks, prior * 0, contributions, document_of, 2).tolist() == [[0.0, 0.0]]
