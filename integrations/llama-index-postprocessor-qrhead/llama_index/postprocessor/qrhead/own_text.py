@@ -60,20 +60,23 @@ class OwnText:
         return cls(text, separated, start - len(lines + line_break))
 
     def ranges(self, kept: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-        """What is kept of the node's own text: all of it where its place in the passage is unknown.
+        """What is kept of the node's own text.
+
+        All of it where its place in the passage is unknown, and where none of it would be left, because the evidence
+        lies in metadata that a template puts after the text or on its line.
 
         Args:
-            kept: characters of the passage's text.
+            kept: characters of the passage's text; none where not even the beginning of a sentence fits a budget.
         """
         if self.start is None or list(kept) == [(0, len(self.passage.text))]:
             return ((0, len(self.text)),)
         own = []
         for first, last in kept:
-            start, end = max(first - self.start, 0), min(last - self.start, len(self.text))
+            start, end = max(first - self.start, 0), max(last - self.start, 0)
             part = self.text[start:end]
             if part.strip():
                 own.append((start + len(part) - len(part.lstrip()), start + len(part.rstrip())))
-        return tuple(own)
+        return tuple(own) if own or not kept else ((0, len(self.text)),)
 
 
 def with_text(node: BaseNode, text: str) -> BaseNode:

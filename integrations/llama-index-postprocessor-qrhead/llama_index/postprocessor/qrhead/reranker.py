@@ -111,30 +111,30 @@ class QRHeadReranker(RerankOptions, BaseNodePostprocessor):
         retrieval_scores = [scored.score for scored in nodes]
         if self.prune is None:
             passages = [passage_of(scored.node, self, self.metadata_mode) for scored in nodes]
-            return [self._copy(nodes[kept.index], kept) for kept in self.rank(query, passages, retrieval_scores)]
+            return [self._returned(nodes[best.index], best) for best in self.rank(query, passages, retrieval_scores)]
         texts = [OwnText.of(scored.node, self, self.metadata_mode) for scored in nodes]
         ranking = self.rank(query, [text.passage for text in texts], retrieval_scores)
-        return [self._copy(nodes[kept.index], _in_own_text(kept, texts[kept.index])) for kept in ranking]
+        return [self._returned(nodes[best.index], _in_own_text(best, texts[best.index])) for best in ranking]
 
-    def _copy(self, retrieved: NodeWithScore, kept: RerankedDocument) -> NodeWithScore:
-        """What comes back: the node with its score, its cut text and notes that no model reads."""
+    def _returned(self, retrieved: NodeWithScore, reranked: RerankedDocument) -> NodeWithScore:
+        """A copy with its score, its cut text and notes that no model reads."""
         node, text = retrieved.node, retrieved.node.get_content(metadata_mode=MetadataMode.NONE)
-        notes = kept.notes(text)
+        notes = reranked.notes(text)
         if self.keep_retrieval_score:
             notes[RETRIEVAL_SCORE] = None if retrieved.score is None else float(retrieved.score)
         metadata = copy_containers(node.metadata)
         metadata.update(notes)
         node = hide_metadata(node, *notes) if notes else node
         node = node.model_copy(update={"metadata": metadata})
-        cut = kept.cut(text)
+        cut = reranked.cut(text)
         node = node if cut == text else with_text(node, cut)
-        score = retrieved.score if kept.score is None else kept.score
+        score = retrieved.score if reranked.score is None else reranked.score
         return retrieved.model_copy(update={"node": node, "score": score})
 
 
-def _in_own_text(kept: RerankedDocument, text: OwnText) -> RerankedDocument:
+def _in_own_text(reranked: RerankedDocument, text: OwnText) -> RerankedDocument:
     """The same, with what is kept counted in the node's own text."""
-    return kept if kept.kept is None else replace(kept, kept=text.ranges(kept.kept))
+    return reranked if reranked.kept is None else replace(reranked, kept=text.ranges(reranked.kept))
 
 
 def _check_kinds(nodes: list[NodeWithScore], query_bundle: QueryBundle) -> None:
