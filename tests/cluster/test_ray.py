@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from qrhead_rag import HeadSet, Passage, QRRetriever
+from qrhead_rag import HeadSet, Passage, PassageStore, QRRetriever
 from qrhead_rag.cli import app
 from qrhead_rag.cluster.pool import Pool, run_tasks
 from qrhead_rag.cluster.rank import RankLists, rank_dataset
 from qrhead_rag.cluster.run import Made, run_shards
 from qrhead_rag.files import write_json_lines
+from qrhead_rag.ranking import encoding
 from qrhead_rag.ranking.encoded import EncodedPassages
 from tests.helpers.tiny import save_tiny
 
@@ -263,6 +264,28 @@ def test_shards_of_encoded_documents_load_as_one_list(model, pool, tmp_path, key
         EncodedPassages.load(tmp_path / "out", listwise)
     with pytest.raises(FileNotFoundError, match="has no part-"):
         EncodedPassages.load(tmp_path, retriever)
+
+
+def test_a_data_set_is_encoded_into_a_store(model, pool, tmp_path, monkeypatch):
+    texts = [text(n, 4 + n % 9) for n in range(30)]
+    lines = [json.dumps({"text": passage}) for passage in texts]
+    (tmp_path / "documents.jsonl").write_text("\n".join([*lines, '{"title": "no text"}']))
+    store = tmp_path / "chunks.db"
+    arguments = ["encode-dataset", str(tmp_path / "documents.jsonl"), str(tmp_path / "out"), "--model", model]
+    arguments += ["--heads", "1-0,2-1", "--device", "cpu", "--concurrency", "2", "--shard-bytes", "300"]
+    result = CliRunner().invoke(app, [*arguments, "--store", str(store)])
+    assert result.exit_code == 0, result.output
+    assert "30 of 31 documents in" in result.stderr
+    notes = [json.loads(file.read_text()) for file in sorted((tmp_path / "out").glob("part-*.json"))]
+    assert sum(note["passages"] for note in notes) == 30
+    assert sum(stored.passages for stored in PassageStore(store).contents()) == len(set(texts))
+    without = QRRetriever.from_pretrained(model, heads=HEADS, device="cpu", mode="late")
+    expected = without.score("which ship", texts)
+    monkeypatch.setattr(encoding, "_run", lambda *arguments: pytest.fail("a passage was run"))
+    retriever = QRRetriever.from_pretrained(model, heads=HEADS, device="cpu", mode="late", store=store)
+    assert retriever.score("which ship", texts) == pytest.approx(expected, abs=1e-5)  # batches differ
+    with pytest.raises(FileNotFoundError, match="has no part-"):
+        EncodedPassages.load(tmp_path / "out", retriever)
 
 
 def test_detection_on_actors_records_the_same_files_and_finds_the_same_heads(model, pool, tmp_path):
