@@ -34,7 +34,7 @@ PAGE_OF = {
     PICTURE: "explanation.png",
 }
 # What the README says of a thing and a page of its own shows.
-PAGE_OF_SECTION = {"README.md#options": "options.md"}
+PAGE_OF_SECTION = {"README.md#options": "options.md", "README.md#encode-once": "store.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

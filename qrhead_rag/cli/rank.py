@@ -12,6 +12,7 @@ from rich.table import Table
 from qrhead_rag.cli.options import (
     HeadsOption,
     InstructionOption,
+    KeyDtypeOption,
     LayoutOption,
     ModelOptions,
     ModeOption,
@@ -59,6 +60,7 @@ def rank(
         int | None, typer.Option(help="Documents in a window, where a list is longer than the context (listwise).")
     ] = None,
     piece_tokens: PieceOption = None,
+    key_dtype: KeyDtypeOption = None,
     store: Annotated[
         Path | None, typer.Option(help="A file that keeps encoded documents, as `qrhead encode` makes it (late).")
     ] = None,
@@ -84,6 +86,7 @@ def rank(
             layout=layout,
             window=window,
             piece_tokens=piece_tokens,
+            key_dtype=key_dtype,
             store=store,
             instruction=instruction,
         )

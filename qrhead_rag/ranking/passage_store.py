@@ -188,7 +188,7 @@ class PassageStore:
         Raises:
             OSError: the store cannot be read.
         """
-        counts = Counter(_digest_of(key) for key in self.byte_store.yield_keys(prefix=_PASSAGES))
+        counts = Counter(_digest_of(key) for key in self._keys(_PASSAGES))
         return [StoredSettings(digest, self._settings(digest), count) for digest, count in counts.most_common()]
 
     def nearest_difference(self, encoded_with: EncodedWith) -> list[str]:
@@ -198,7 +198,7 @@ class PassageStore:
             OSError: the store cannot be read.
         """
         own = parse_json(encoded_with.as_json())
-        keys = list(islice(self.byte_store.yield_keys(prefix=_SETTINGS), _AT_ONCE))
+        keys = list(islice(self._keys(_SETTINGS), _AT_ONCE))
         others = [self._settings(key.removeprefix(_SETTINGS)) for key in keys]
         differences = [sorted(name for name in own if other.get(name) != own[name]) for other in others]
         return min(differences, key=len, default=[])
@@ -209,7 +209,7 @@ class PassageStore:
         Raises:
             OSError: the store cannot be read.
         """
-        all_keys = iter(self.byte_store.yield_keys(prefix=_PASSAGES))
+        all_keys = self._keys(_PASSAGES)
         while keys := list(islice(all_keys, _AT_ONCE)):
             pairs = zip(keys, self._mget(keys), strict=True)
             yield len(keys), [key for key, value in pairs if value is not None and not _is_whole(key, value)]
@@ -220,7 +220,8 @@ class PassageStore:
         Raises:
             OSError: the store cannot be written.
         """
-        self.byte_store.mdelete(keys)
+        if keys:  # Redis refuses to delete nothing
+            self.byte_store.mdelete(keys)
 
     def delete_settings(self, digest: str) -> int:
         """Forget all passages that were encoded alike, such as those of a model that is no longer used.
@@ -234,12 +235,25 @@ class PassageStore:
         Raises:
             OSError: the store cannot be written.
         """
-        keys = list(self.byte_store.yield_keys(prefix=f"{_PASSAGES}{digest}/"))
+        keys = list(self._keys(f"{_PASSAGES}{digest}/"))
         for start in range(0, len(keys), _AT_ONCE):
             self.byte_store.mdelete(keys[start : start + _AT_ONCE])
         self.byte_store.mdelete([_SETTINGS + digest])
         self._has_settings_of.discard(digest)
         return len(keys)
+
+    def _keys(self, prefix: str) -> Iterator[str]:
+        """The keys that begin with a prefix.
+
+        Where there are none they are looked for among all keys: LangChain's RedisStore takes a prefix for a pattern.
+        """
+        keys = iter(self.byte_store.yield_keys(prefix=prefix))
+        first = next(keys, None)
+        if first is not None:
+            yield first
+            yield from keys
+        else:
+            yield from (key for key in self.byte_store.yield_keys() if key.startswith(prefix))
 
     def _mget(self, keys: Sequence[str]) -> list[bytes | None]:
         values = list(self.byte_store.mget(keys))

@@ -54,6 +54,14 @@ def test_a_corpus_is_encoded_once(folder, texts, store, tmp_path, monkeypatch):
     assert json.loads(invoke(*arguments, *model, "--store", store).stdout) == expected
 
 
+def test_what_was_encoded_in_8_bits_is_ranked_from_the_store(folder, texts, store, monkeypatch):
+    encoded(folder, texts, store, "--key-dtype", "int8")
+    monkeypatch.setattr(encoding, "_run", lambda *arguments: pytest.fail("a passage was run"))
+    model = ("--model", folder, "--heads", "1-0,2-1", "--device", "cpu", "--mode", "late")
+    result = invoke("rank", "how many ships passed", texts, *model, "--key-dtype", "int8", "--store", store)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_stats_name_each_model_and_its_settings(folder, texts, store):
     encoded(folder, texts, store)
     encoded(folder, texts, store, "--key-dtype", "int8")

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,17 @@ class Counting(InMemoryByteStore):
     def mset(self, key_value_pairs):
         self._call("mset")
         super().mset(key_value_pairs)
+
+
+class LikeRedis(InMemoryByteStore):
+    """Takes a prefix for a pattern of whole keys, as LangChain's RedisStore does, and refuses to delete nothing."""
+
+    def yield_keys(self, *, prefix=None):
+        return (key for key in [*self.store] if fnmatchcase(key, prefix or "*"))
+
+    def mdelete(self, keys):
+        assert keys, "wrong number of arguments for 'del' command"
+        super().mdelete(keys)
 
 
 @pytest.mark.parametrize("key_dtype", ["float16", "bfloat16", "float32", "int8"])
@@ -180,6 +192,18 @@ def test_a_store_that_cannot_be_reached_fails_no_ranking(method, words, monkeypa
     asked._store.stored._paused_until.clear()
     asked.score(QUERY, DOCUMENTS)
     assert byte_store.calls.count(method) > 1
+
+
+def test_keys_are_listed_where_a_prefix_is_taken_for_a_pattern():
+    store = PassageStore(LikeRedis())
+    retriever(store=store).encode_to_store(DOCUMENTS)
+    (stored,) = store.contents()
+    assert [*store.check()] == [(stored.passages, [])] == [(3, [])]
+    store.delete([])
+    with pytest.warns(UserWarning, match="retriever's key_dtype;"):
+        retriever(store=store, key_dtype="float32").encode_to_store(DOCUMENTS)
+    assert store.delete_settings(stored.digest) == 3
+    assert [other.settings["key_dtype"] for other in store.contents()] == ["float32"]
 
 
 def test_a_store_that_gives_other_than_it_was_asked_for():
