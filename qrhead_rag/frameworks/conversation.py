@@ -6,37 +6,35 @@ that it never stands without its call. Tokens are counted of whole turns beside 
 sent: a provider refuses to count anything else. The functions know nothing of any framework's messages, and change
 nothing.
 
-Turns are ranked for a question from one list a conversation that grows with it. Frameworks hand over the whole
-conversation at every turn, and one component may serve many. A conversation is therefore recognised by its turns:
-under `late` and `independent` a new turn costs its own tokens and a query, under `listwise` what follows the first
-changed token. A turn that is edited or forgotten leaves the list, with all that was read of it, at the next ranking of
-a conversation of which at least half remains.
+A turn over a cap is cut to the sentences that carry its evidence. Calls, ids and roles stay, and so do the user's last
+words. Every message that is kept says why.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
-from threading import Lock
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, TypeAlias
-from weakref import WeakKeyDictionary
 
-from qrhead_rag.core.heads import Mode
-from qrhead_rag.core.passage import as_passages
-from qrhead_rag.core.selection import Selection, rank_order
-from qrhead_rag.frameworks.scorer import ScorerOptions
-from qrhead_rag.ranking.cache import ByteCache, content_key
-from qrhead_rag.ranking.context import ListState, ListTooLongError, warn_of_truncation
-from qrhead_rag.ranking.modes import new_list
-from qrhead_rag.ranking.result import Ranking
-from qrhead_rag.ranking.retriever import QRRetriever
-from qrhead_rag.ranking.store import store_of
-from qrhead_rag.ranking.warn import warn_caller
+from qrhead_rag.core.pruning import ReadText
+from qrhead_rag.frameworks.cutting import part_of, shorten_texts
+from qrhead_rag.frameworks.history import TurnRanking
 
 KEEP_LAST = 3
 """Messages kept ahead of all relevance: the question and the exchange before it, which says what "it" refers to."""
 
-RankTurns: TypeAlias = Callable[[str, Sequence[str]], Sequence[int]]
+RankTurns: TypeAlias = Callable[[str, Sequence[str]], TurnRanking]
+Kind: TypeAlias = Literal["fits", "system", "last turn", "recent", "relevant", "pair"]
+
+_SENTENCES: dict[Kind, str] = {
+    "fits": "everything fits",
+    "system": "system message or summary, always kept",
+    "last turn": "last turn, always kept",
+    "recent": "recent",
+    "relevant": "relevant",
+    "pair": "result of a kept call",
+}
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class Message:
         role: "system" is always kept, "user" starts a turn.
         calls: ids of the tool calls it makes.
         answers: ids of the tool calls it has results of.
+        parts: its texts that may be cut, in their order; none where it stays as it is.
 
     >>> Message("look it up", role="user").calls
     ()
@@ -57,6 +56,49 @@ class Message:
     role: Literal["system", "user", "other"] = "other"
     calls: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KeptMessage:
+    """A message to show, and why.
+
+    Attributes:
+        index: in the conversation.
+        kind: "last turn", "recent", "relevant" to the question, "pair" for the result of a call that is kept, "system"
+            for system messages and summaries, or "fits" where nothing had to be left out.
+        evidence: score of its turn, which compares within one ranking; None where nothing was ranked.
+        parts: its texts after they were cut; None where it is whole.
+
+    >>> KeptMessage(3, "relevant", 0.0312).reason
+    'relevant, evidence 0.031'
+    """
+
+    index: int
+    kind: Kind
+    evidence: float | None = None
+    parts: tuple[str, ...] | None = field(default=None, repr=False)
+
+    @property
+    def reason(self) -> str:
+        """The same in a few words."""
+        evidence = "" if self.evidence is None else f", evidence {self.evidence:.3f}"
+        return _SENTENCES[self.kind] + evidence + ", cut" * (self.parts is not None)
+
+
+@dataclass(frozen=True)
+class TurnCap:
+    """What a turn may cost, and how one is counted whose texts were cut.
+
+    Attributes:
+        max_tokens: what a turn may cost by itself.
+        count_cut: as `count_tokens` of `choose_messages`, with the texts that messages of some indices have instead.
+        count_alone: what a message costs with neither system messages nor schemas.
+    """
+
+    max_tokens: int
+    count_cut: Callable[[Sequence[int], Mapping[int, Sequence[str]]], int]
+    count_alone: Callable[[int], int]
 
 
 def split_turns(messages: Sequence[Message]) -> list[list[int]]:
@@ -94,8 +136,9 @@ def choose_messages(
     keep_last: int,
     rank_turns: RankTurns,
     start_on_user: bool = False,
-) -> list[int]:
-    """Indices of the messages to show, in their original order.
+    cap: TurnCap | None = None,
+) -> list[KeptMessage]:
+    """The messages to show, in their original order, each with its reason.
 
     System messages and the last turn are always kept, also over the budget. Then come the turns that hold the last
     `keep_last` messages, newest first, up to the first that does not fit; then older turns by relevance, skipping what
@@ -108,178 +151,185 @@ def choose_messages(
             turns and for the choice, each with the system messages, so that what every request costs counts once.
         max_tokens: what the messages may cost together.
         keep_last: how many messages count as recent.
-        rank_turns: (query, texts) to indices of the texts, best first. It is given the text of every turn before the
-            last that could fit in `max_tokens`, so its input stays the same while the last turn grows.
+        rank_turns: (query, texts) to the texts ranked, with the evidence of their tokens if there is a cap. It is given
+            the text of every turn before the last that could fit in `max_tokens`, so its input stays the same while the
+            last turn grows; for a last turn over the cap its texts apart.
         start_on_user: leave out what stands before the first user message, unless it is all there is.
+        cap: what a turn may cost by itself; None cuts nothing.
     """
     turns = split_turns(messages)
     if start_on_user and len(turns) > 1 and messages[turns[0][0]].role != "user":
         del turns[0]
-    system = [index for index, message in enumerate(messages) if message.role == "system"]
-    last = len(turns) - 1
-
-    def with_system(chosen: Iterable[int]) -> list[int]:
-        return sorted([*system, *(index for turn in chosen for index in turns[turn])])
-
-    everything = with_system(range(len(turns)))
-    if last < 1 or (whole := count_tokens(everything)) <= max_tokens:
-        return everything
-    least = count_tokens(with_system([last]))
-    if (left := max_tokens - least) <= 0:
-        return with_system([last])
-    alone = [count_tokens(with_system([turn])) for turn in range(last)]
-    counted_each_time = (sum(alone) + least - whole) // last
-    costs = [max(0, tokens - counted_each_time) for tokens in alone]
-
     query = query if query and query.strip() else _last_question(messages)
-    kept, recent = [last], len(turns[last])
-    for turn in range(last - 1, -1, -1):
-        if (query is not None and recent >= keep_last) or costs[turn] > left:
-            break
-        kept.append(turn)
-        recent += len(turns[turn])
-        left -= costs[turn]
-
-    older = [turn for turn in range(last) if costs[turn] <= max_tokens]
-    if query is not None and any(costs[turn] <= left for turn in older if turn not in kept):
-        texts = ["\n".join(messages[index].text for index in turns[turn] if messages[index].text) for turn in older]
-        for turn in (older[index] for index in rank_turns(query, texts)):
-            if turn not in kept and costs[turn] <= left:
-                kept.append(turn)
-                left -= costs[turn]
-    while len(kept) > 1 and count_tokens(with_system(kept)) > max_tokens:  # where turns cost more together than alone
-        kept.pop()
-    return with_system(kept)
+    conversation = _Conversation(messages, turns, query, count_tokens, max_tokens, rank_turns, cap)
+    kept = conversation.choose(keep_last)
+    for message in kept:
+        _logger.debug("message %d of %d is kept: %s", message.index, len(messages), message.reason)
+    return kept
 
 
 def _last_question(messages: Sequence[Message]) -> str | None:
     return next((m.text for m in reversed(messages) if m.role == "user" and m.text.strip()), None)
 
 
-NEIGHBOUR_SHARE = 0.3
-"""What a turn gets of the scores of the turns beside it, which often name what it calls "he" or "there". On 90
-questions about two LoCoMo conversations the evidence was within 750 tokens for 74% instead of 68% (`late`)."""
-
-_REMEMBERED = 1024  # rankings of one retriever
-
-
-class HistoryScorerOptions(ScorerOptions):
-    """Which QRRetriever ranks the turns of a conversation.
-
-    The mode is `late` for every model, unless another is named: a conversation may be longer than the model's context,
-    and of one that has grown by a turn only that turn is run.
-    """
-
-    mode: Mode | None = "late"
-
-
-def rank_history(scorer: QRRetriever, query: str, texts: Sequence[str]) -> tuple[int, ...]:
-    """Indices of the texts of a conversation's turns, the most relevant to the query first.
-
-    What was run of a conversation is kept for its next turn, within the `cache_bytes` of the scorer; one that is no
-    longer asked makes room for newer ones. The latest rankings are remembered too, by a digest of their texts: an agent
-    asks for its memory again at every step of a tool loop, each time with the same question and older turns.
-
-    A question that the model's context has no room for is cut to its end, with a warning: a conversation must go on.
-    """
-    with _making:
-        conversations = _of_scorer.get(scorer)
-        if conversations is None:
-            conversations = _of_scorer[scorer] = _Conversations(scorer)
-    return conversations.rank(scorer, query, texts)
-
-
-def with_neighbours(scores: Sequence[float]) -> list[float]:
-    """Each turn's score with its share of the positive scores before and after it.
-
-    >>> with_neighbours([0.0, 1.0, -1.0, 0.0])
-    [0.3, 1.0, -0.7, 0.0]
-    """
-    around = [0.0, *(max(score, 0.0) for score in scores), 0.0]
-    return [
-        score + NEIGHBOUR_SHARE * (before + after)
-        for score, before, after in zip(scores, around, around[2:], strict=False)
-    ]
-
-
-@dataclass(frozen=True)
 class _Conversation:
-    """The turns of one conversation when it was last asked, and what the mode keeps of them."""
+    """A conversation while its messages are chosen.
 
-    texts: frozenset[str]
-    state: ListState
+    Attributes:
+        cuts: the texts that messages of some indices have instead of their own.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the list holds."""
-        return self.state.nbytes
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        turns: Sequence[Sequence[int]],
+        query: str | None,
+        count_tokens: Callable[[Sequence[int]], int],
+        max_tokens: int,
+        rank_turns: RankTurns,
+        cap: TurnCap | None,
+    ) -> None:
+        self._messages, self._turns, self._query = messages, turns, query
+        self._count_tokens, self._max_tokens, self._rank_turns, self._cap = count_tokens, max_tokens, rank_turns, cap
+        self._system = [index for index, message in enumerate(messages) if message.role == "system"]
+        self._last_user = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+        self._limit = max_tokens  # of a turn, without what every request costs
+        self._request = 0  # what every request costs, where there is a cap
+        self._older: list[int] = []  # turns before the last that could fit
+        self.cuts: dict[int, tuple[str, ...]] = {}
 
+    def choose(self, keep_last: int) -> list[KeptMessage]:
+        """The messages to show; see `choose_messages`."""
+        last = len(self._turns) - 1
+        everything: dict[int, Kind] = dict.fromkeys(range(last + 1), "fits")
+        if last < (0 if self._cap else 1):
+            return self._kept(everything)
+        whole = self._count(everything)
+        if self._cap:
+            self._request = self._cost_of_request(self._cap)
+            self._limit = max(1, min(self._cap.max_tokens, self._max_tokens - self._request))
+        if whole <= self._max_tokens and (self._cap is None or whole - self._request <= self._limit):
+            return self._kept(everything)
+        least = self._count([last]) if last else whole
+        if self._cap and least - self._request > self._limit:
+            self._cut(last, least)
+            least = self._count([last])
+        left = self._max_tokens - least
+        kept: dict[int, Kind] = {last: "last turn"}
+        if last and left > 0:
+            alone = [self._count([turn]) for turn in range(last)]
+            request = self._request if self._cap else (sum(alone) + least - whole) // last
+            costs = [max(0, tokens - request) for tokens in alone]
+            if self._cap:
+                costs = [min(tokens, self._limit) for tokens in costs]
+            self._older = [turn for turn in range(last) if costs[turn] <= self._max_tokens]
+            if self._cap and sum(costs) <= left:
+                kept = dict.fromkeys(range(last, -1, -1), "fits")
+            else:
+                self._fill(kept, costs, left, keep_last)
+            self._cut_older(kept, alone)
+        while len(kept) > 1 and self._count(kept) > self._max_tokens:  # where turns cost more together than alone
+            kept.popitem()
+        return self._kept(kept)
 
-class _Conversations:
-    """What one retriever keeps of the conversations that it ranks. Only its lists hold texts and keys."""
+    def _fill(self, kept: dict[int, Kind], costs: Sequence[int], left: int, keep_last: int) -> None:
+        """Keep turns before the last in what is left of the budget: recent ones, then relevant ones."""
+        last = len(self._turns) - 1
+        recent = len(self._turns[last])
+        for turn in range(last - 1, -1, -1):
+            if (self._query is not None and recent >= keep_last) or costs[turn] > left:
+                break
+            kept[turn] = "recent"
+            recent += len(self._turns[turn])
+            left -= costs[turn]
+        if self._query is not None and any(costs[turn] <= left for turn in self._older if turn not in kept):
+            for turn in (self._older[index] for index in self._ranking.order):
+                if turn not in kept and costs[turn] <= left:
+                    kept[turn] = "relevant"
+                    left -= costs[turn]
 
-    def __init__(self, scorer: QRRetriever) -> None:
-        # With the retriever's own cache a passage would stay after it was forgotten.
-        self._store = replace(store_of(scorer), cache=ByteCache(0))
-        self._context = self._store.context
-        self._cache = ByteCache(scorer.options.cache_bytes)
-        self._names = map(str, count())
-        self._rankings: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+    def _cut_older(self, kept: dict[int, Kind], alone: Sequence[int]) -> None:
+        """Cut the kept turns before the last that are over the cap; those that cannot be cut to it are left out."""
+        for turn in [turn for turn in kept if turn < len(alone)]:
+            over = self._cap and alone[turn] - self._request > self._limit
+            if over and not self._cut(turn, alone[turn]):
+                del kept[turn]
 
-    def rank(self, scorer: QRRetriever, query: str, texts: Sequence[str]) -> tuple[int, ...]:
-        key = content_key(query, *texts)
-        with self._context.lock:
-            ranking = self._rankings.pop(key, None)
-            if ranking is None:
-                ranking = _best_first(self._rank_by_end(scorer, query, texts))
-            self._rankings[key] = ranking
-            while len(self._rankings) > _REMEMBERED:
-                self._rankings.popitem(last=False)
-        return ranking
+    def _with_system(self, turns: Iterable[int]) -> list[int]:
+        return sorted([*self._system, *(index for turn in turns for index in self._turns[turn])])
 
-    def _rank_by_end(self, scorer: QRRetriever, query: str, texts: Sequence[str]) -> Ranking:
-        asked = query.strip()
-        while True:
-            try:
-                return self._rank(scorer, asked, texts)
-            except ListTooLongError:
-                if len(asked) < 2:
-                    raise
-            if asked == query.strip():
-                warn_caller(
-                    f"the question is {self._context.tokenizer.count(query)} tokens long, for which the context of the "
-                    "model that ranks the turns has no room; they are ranked by its end"
-                )
-            asked = asked[len(asked) // 2 :].strip()
+    def _count(self, turns: Iterable[int], cuts: Mapping[int, Sequence[str]] | None = None) -> int:
+        indices, cuts = self._with_system(turns), self.cuts if cuts is None else cuts
+        of_these = {index: cuts[index] for index in indices if index in cuts}
+        return self._cap.count_cut(indices, of_these) if self._cap and of_these else self._count_tokens(indices)
 
-    def _rank(self, scorer: QRRetriever, query: str, texts: Sequence[str]) -> Ranking:
-        passages, turns = as_passages(texts), frozenset(texts)
-        name = self._find(turns) or next(self._names)
-        known = self._cache.get(name)
-        state: ListState = known.state if known else new_list(self._store)
-        if state.needs_windows(passages, query):
-            self._cache.drop(name)
-            return scorer.rank(query, passages)
-        state.set_passages(passages, query)
-        truncated = state.truncated
-        (reading,) = state.ask([query])  # meanwhile another thread may make the state that of its own turns
-        self._cache.put(name, _Conversation(turns, state))
-        warn_of_truncation(passages, truncated)
-        mode = self._context.mode
-        return Ranking.of(query, passages, *reading.scores(len(passages)), Selection(), None, mode, truncated)
+    def _cost_of_request(self, cap: TurnCap) -> int:
+        """What system messages and schemas cost, by a message that may be sent with them and without."""
+        if self._last_user < 0:
+            return 0
+        return self._count_tokens(sorted([*self._system, self._last_user])) - cap.count_alone(self._last_user)
 
-    def _find(self, texts: frozenset[str]) -> str | None:
-        """Name of the conversation that these texts are of: at least half of its turns are among them."""
-        shared = {name: (len(known.texts & texts), len(known.texts)) for name, known in self._cache}
-        alike = {name: same for name, (same, turns) in shared.items() if 2 * same >= turns}
-        return max(alike, key=alike.__getitem__, default=None)
+    def _text(self, turn: int) -> str:
+        return "\n".join(filter(None, (self._messages[index].text for index in self._turns[turn])))
 
+    @cached_property
+    def _ranking(self) -> TurnRanking:
+        return self._rank_turns(self._query or "", [self._text(turn) for turn in self._older])
 
-def _best_first(ranked: Ranking) -> tuple[int, ...]:
-    if ranked.windowed:  # scores of different windows do not compare
-        return tuple(passage.index for passage in ranked)
-    return tuple(rank_order(with_neighbours([passage.score for passage in sorted(ranked, key=lambda p: p.index)])))
+    def _cut(self, turn: int, tokens: int) -> bool:
+        """Cut the texts of a turn that costs so many tokens; whether it is within the limit now."""
+        parts = [
+            (index, number)
+            for index in self._turns[turn]
+            for number, text in enumerate(self._messages[index].parts)
+            if index != self._last_user and text.strip()
+        ]
 
+        def cuts_of(texts: Sequence[str]) -> dict[int, tuple[str, ...]]:
+            new = dict(zip(parts, texts, strict=True))
+            of_index = {
+                index: tuple(new.get((index, number), text) for number, text in enumerate(self._messages[index].parts))
+                for index, _ in parts
+            }
+            return {index: texts for index, texts in of_index.items() if texts != self._messages[index].parts}
 
-_of_scorer: WeakKeyDictionary[QRRetriever, _Conversations] = WeakKeyDictionary()
-_making = Lock()
+        def count(texts: Sequence[str]) -> int:
+            return self._count([turn], cuts_of(texts)) - self._request
+
+        shorter = shorten_texts(self._read(turn, parts), self._limit, count, tokens - self._request)
+        self.cuts |= cuts_of(shorter)
+        return count(shorter) <= self._limit
+
+    def _read(self, turn: int, parts: Sequence[tuple[int, int]]) -> list[ReadText]:
+        """The parts of a turn with their evidence; that of the last turn is read apart, since the turn grows."""
+        texts = [self._messages[index].parts[number] for index, number in parts]
+        if self._query is None or not texts:
+            return [ReadText(text, (), ()) for text in texts]
+        if turn == len(self._turns) - 1:
+            ranking = self._rank_turns(self._query, texts)
+            return [ranking.read(number, text) for number, text in enumerate(texts)]
+        whole = self._ranking.read(self._older.index(turn), self._text(turn))
+        begins, begin = {}, 0
+        for index in self._turns[turn]:
+            begins[index] = begin
+            begin += len(self._messages[index].text) + 1 if self._messages[index].text else 0
+        read, reached = [], 0
+        for (index, _), text in zip(parts, texts, strict=True):
+            end = begins[index] + len(self._messages[index].text)
+            start = whole.text.find(text, max(reached, begins[index]), end)
+            reached = reached if start < 0 else start + len(text)
+            read.append(ReadText(text, (), ()) if start < 0 else part_of(whole, start, text))
+        return read
+
+    def _kept(self, kinds: Mapping[int, Kind]) -> list[KeptMessage]:
+        """The messages of the turns that are kept, with their reasons."""
+        kept = [KeptMessage(index, "system") for index in self._system]
+        for turn, kind in kinds.items():
+            evidence = None
+            if "_ranking" in vars(self) and turn in self._older and self._ranking.scores:
+                evidence = self._ranking.scores[self._older.index(turn)]
+            calls = {call for index in self._turns[turn] for call in self._messages[index].calls}
+            for index in self._turns[turn]:
+                is_pair = kind in ("recent", "relevant") and not calls.isdisjoint(self._messages[index].answers)
+                kept.append(KeptMessage(index, "pair" if is_pair else kind, evidence, self.cuts.get(index)))
+        return sorted(kept, key=lambda message: message.index)

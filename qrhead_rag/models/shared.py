@@ -3,7 +3,7 @@
 State that a whole process shares stands in five places, and nowhere else: the locks here and what a fork leaves of
 them, the lock around transformers' own switches in `quiet.py`, the pass under way in `core/attention_function.py`, the
 retrievers and the conversations that framework components share in `ranking/loaded.py` and
-`frameworks/conversation.py`.
+`frameworks/history.py`.
 """
 
 import os

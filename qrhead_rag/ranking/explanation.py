@@ -72,6 +72,7 @@ class ExplainedPassage:
         passage: what the caller gave.
         tokens: none if the passage is blank and was not read.
         truncated: whether only its beginning was read.
+        reason: why it is kept.
 
     >>> tokens = (TokenContribution("a", "text", 0, 1, 0.1), TokenContribution(" ship", "text", 1, 6, 0.3))
     >>> ExplainedPassage(0, 0.4, Passage(text="a ship"), tokens).top(1)[0].text
@@ -83,6 +84,7 @@ class ExplainedPassage:
     passage: Passage
     tokens: tuple[TokenContribution, ...]
     truncated: bool = False
+    reason: str = ""
 
     def top(self, number: int) -> list[TokenContribution]:
         """The tokens that contributed most, highest first."""

@@ -42,6 +42,7 @@ class RankedPassage:
         kept: characters of `passage.text` that `prune` keeps, as (start, end) in their order; None where nothing was
             asked to be pruned.
         omission: what `pruned` has where sentences were left out.
+        fallback: whether it is kept in the first stage's order, because the list has less evidence than asked for.
 
     >>> RankedPassage(index=3, score=0.25, passage=Passage(text="The keeper counts the ships.")).passage.text
     'The keeper counts the ships.'
@@ -54,6 +55,22 @@ class RankedPassage:
     fused_score: float | None = None
     kept: tuple[tuple[int, int], ...] | None = None
     omission: str = OMISSION
+    fallback: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why it is kept, in a few words.
+
+        >>> RankedPassage(index=3, score=0.25, passage=Passage(text="The keeper counts the ships.")).reason
+        'relevant, evidence 0.250'
+        """
+        if self.passage.is_blank:
+            return "blank, not read"
+        if self.fallback:
+            return f"fallback to the first stage, evidence {self.score:.3f}"
+        if self.fused_score is not None:
+            return f"first stage and heads together {self.fused_score:.3f}, evidence {self.score:.3f}"
+        return f"relevant, evidence {self.score:.3f}"
 
     @property
     def pruned(self) -> str:
@@ -67,7 +84,7 @@ class RankedPassage:
         return self.score if self.fused_score is None else self.fused_score
 
 
-def _read_text(passage: Passage, evidence: Evidence | None) -> ReadText:
+def read_text(passage: Passage, evidence: Evidence | None) -> ReadText:
     """A passage's text with the evidence of its tokens."""
     tokens = explain_passage(0, 0.0, passage, evidence).tokens
     before = passage.content[: len(passage.content) - len(passage.text)]
@@ -163,14 +180,21 @@ class Ranking(Sequence[RankedPassage]):
         nothing = abstained and selection.fallback == "empty"
         indices = [] if nothing else select(values, selection, token_counts, [*read, *blank])
         ranked = [
-            RankedPassage(index, values[index], passages[index], index in truncated, fused.get(index))
+            RankedPassage(
+                index, values[index], passages[index], index in truncated, fused.get(index), fallback=abstained
+            )
             for index in indices
         ]
         if prune is not None:
-            texts = [_read_text(*whole) for whole in zip(passages, evidence, strict=True)]
+            texts = [read_text(*whole) for whole in zip(passages, evidence, strict=True)]
             kept = prune_texts(texts, indices, prune, count_tokens)
             ranked = [replace(r, kept=kept[r.index], omission=prune.omission) for r in ranked if r.index in kept]
         return cls(query, tuple(ranked), mode, windowed, list_evidence, abstained, tuple(evidence))
+
+    @property
+    def token_evidence(self) -> tuple[Evidence | None, ...]:
+        """What each token contributed, of every passage of the list; nothing where the ranking was made by hand."""
+        return self._token_evidence or ()
 
     @property
     def truncated(self) -> tuple[int, ...]:
@@ -190,7 +214,8 @@ class Ranking(Sequence[RankedPassage]):
                 "QRRetriever.rank or EncodedPassages.rank gave: explain that one"
             )
         explained = (
-            explain_passage(r.index, r.score, r.passage, evidence[r.index], r.truncated) for r in self.passages
+            replace(explain_passage(r.index, r.score, r.passage, evidence[r.index], r.truncated), reason=r.reason)
+            for r in self.passages
         )
         return Explanation(self.query, tuple(explained), self.abstained)
 

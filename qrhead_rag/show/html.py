@@ -142,7 +142,7 @@ def _explanation_cards(explanation: Explanation) -> tuple[list[Card], str]:
 
 
 def _explanation_card(explained: ExplainedPassage) -> Card:
-    note = "only the beginning was read" if explained.truncated else ""
+    notes = [explained.reason, "only the beginning was read" if explained.truncated else ""]
     return Card(
         index=explained.index,
         score=explained.score,
@@ -150,7 +150,7 @@ def _explanation_card(explained: ExplainedPassage) -> Card:
         label=explained.stretches("label"),
         title=explained.stretches("title"),
         text=explained.stretches("text") if explained.tokens else (),
-        note=note if explained.tokens else "blank, not read",
+        note=", ".join(filter(None, notes)) if explained.tokens else "blank, not read",
     )
 
 

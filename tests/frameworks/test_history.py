@@ -6,10 +6,10 @@ import weakref
 
 import pytest
 
-import qrhead_rag.frameworks.conversation
+import qrhead_rag.frameworks.history
 from qrhead_rag import QRRetriever
 from qrhead_rag.core.selection import rank_order
-from qrhead_rag.frameworks.conversation import rank_history, with_neighbours
+from qrhead_rag.frameworks.history import rank_history, with_neighbours
 from qrhead_rag.ranking.store import store_of
 from tests.helpers.held import held_by
 from tests.helpers.modes import MODES
@@ -36,7 +36,7 @@ class Watched:
     def run(self, query, texts):
         """Tokens of documents that a ranking runs."""
         self.tokens = 0
-        assert sorted(rank_history(self.retriever, query, texts)) == list(range(len(texts)))
+        assert sorted(rank_history(self.retriever, query, texts).order) == list(range(len(texts)))
         return self.tokens
 
 
@@ -50,7 +50,7 @@ def anew(mode, query, texts):
 
 def held_texts(retriever):
     """The texts and the bytes that are kept of a retriever's conversations."""
-    return held_by(vars(qrhead_rag.frameworks.conversation._of_scorer[retriever])["_cache"])
+    return held_by(vars(qrhead_rag.frameworks.history._of_scorer[retriever])["_cache"])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -70,7 +70,7 @@ def test_a_grown_edited_and_shortened_conversation_ranks_as_a_new_one(mode):
     watched = Watched(mode)
     edited = [*TURNS[:3], "The keeper was ill and counted nothing.", *TURNS[4:9]]
     for texts in (TURNS[:5], TURNS[:9], edited, edited[1:], [*edited[1:], "", "A cat came."], ["", ""]):
-        assert rank_history(watched.retriever, "who counts?", texts) == anew(mode, "who counts?", texts)
+        assert rank_history(watched.retriever, "who counts?", texts).order == anew(mode, "who counts?", texts)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -136,7 +136,7 @@ def test_a_question_longer_than_the_context_is_cut_to_its_end(mode):
     question = "So it was said again and again. " * 60 + "Which ship passed?"
     with pytest.warns(UserWarning, match="ranked by its end"):
         ranking = rank_history(watched.retriever, question, TURNS[:4])
-    assert sorted(ranking) == [0, 1, 2, 3]
+    assert sorted(ranking.order) == [0, 1, 2, 3]
     if mode != "listwise":  # which reads it in windows then
         assert watched.run("and what else?", TURNS[:4]) == 0
 
@@ -170,7 +170,7 @@ def test_the_same_question_about_the_same_history_is_ranked_once(monkeypatch):
     read = reader.read
     monkeypatch.setattr(reader, "read", lambda *args, **more: passes.append(1) or read(*args, **more))
     first = rank_history(watched.retriever, "who counts?", texts)
-    assert first == anew("late", "who counts?", texts)
+    assert first.order == anew("late", "who counts?", texts)
     assert rank_history(watched.retriever, "who counts?", list(texts)) == first
     assert len(passes) == 1
     rank_history(watched.retriever, "who counts?", [*texts, "one more"])
@@ -193,14 +193,14 @@ def test_many_threads_rank_their_own_conversations():
     for thread in threads:
         thread.join()
     for (number, end), ranking in rankings.items():
-        assert ranking == anew("late", "who counts?", lists[number][:end])
+        assert ranking.order == anew("late", "who counts?", lists[number][:end])
 
 
 @pytest.mark.slow
 def test_nothing_is_kept_of_a_retriever_that_is_gone():
     retriever = QRRetriever(tiny_model(), tiny_tokenizer(), heads=[(1, 0), (2, 1)], mode="late")
     rank_history(retriever, "what?", TURNS)
-    conversations = weakref.ref(qrhead_rag.frameworks.conversation._of_scorer[retriever])
+    conversations = weakref.ref(qrhead_rag.frameworks.history._of_scorer[retriever])
     del retriever
     gc.collect()
     assert conversations() is None
@@ -213,7 +213,7 @@ def test_windows_of_a_long_list_give_their_own_order():
         ranked = scorer.rank("how many ships?", texts)
     assert ranked.windowed
     with pytest.warns(UserWarning, match="sliding windows"):
-        assert list(rank_history(scorer, "how many ships?", texts)) == [passage.index for passage in ranked]
+        assert list(rank_history(scorer, "how many ships?", texts).order) == [passage.index for passage in ranked]
 
 
 def test_a_turn_gains_from_the_turns_beside_it_and_never_loses():

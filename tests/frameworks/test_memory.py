@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from qrhead_rag.frameworks.conversation import Message, choose_messages, split_turns
+from qrhead_rag.frameworks.history import TurnRanking
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def choose(messages, query, **options):
     def count(indices):
         return sum(messages[index].tokens for index in indices)
 
-    return choose_messages(messages, query, **{"count_tokens": count, **options})
+    return [kept.index for kept in choose_messages(messages, query, **{"count_tokens": count, **options})]
 
 
 def exchanges(*texts):
@@ -37,7 +38,8 @@ def ranking(*best):
 
     def rank_turns(query, texts):
         rank_turns.asked.append((query, list(texts)))
-        return sorted(range(len(texts)), key=lambda i: next((n for n, word in enumerate(best) if word in texts[i]), 99))
+        places = [next((n for n, word in enumerate(best) if word in text), 99) for text in texts]
+        return TurnRanking(tuple(sorted(range(len(texts)), key=places.__getitem__)))
 
     rank_turns.asked = []
     return rank_turns
@@ -209,7 +211,7 @@ def test_every_conversation_keeps_its_promises(seed):
     def rank_turns(query, texts):
         order = list(range(len(texts)))
         random.Random(seed).shuffle(order)
-        return order
+        return TurnRanking(tuple(order))
 
     before = list(messages)
     kept = choose(messages, rng.choice([None, "q"]), max_tokens=budget, keep_last=keep_last, rank_turns=rank_turns)

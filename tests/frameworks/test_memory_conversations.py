@@ -15,7 +15,7 @@ from langchain_qrhead import trim_messages_by_relevance
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.postprocessor.qrhead import QRHeadMemory
 
-from qrhead_rag.frameworks.conversation import HistoryScorerOptions
+from qrhead_rag.frameworks.history import HistoryScorerOptions
 
 TURNS, BUDGET, KEPT_OF_TEN = 200, 1000, 9
 DATA = json.loads((Path(__file__).parents[1] / "data" / "conversations.json").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qrhead_rag import QRRetriever
-from qrhead_rag.frameworks.conversation import HistoryScorerOptions
+from qrhead_rag.frameworks.history import HistoryScorerOptions
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.ranking.loaded import LoadedRetrievers
 from tests.helpers.tiny import save_tiny, tiny_model, tiny_tokenizer

@@ -15,7 +15,7 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.utils import count_tokens_approximately
 
-from qrhead_rag.frameworks.conversation import HistoryScorerOptions
+from qrhead_rag.frameworks.history import HistoryScorerOptions
 from tests.helpers import exchanges
 from tests.helpers.exchanges import APPLES, BEARS, CLOUDS, DOORS, EELS, HISTORY, QUESTION, trim, words
 from tests.helpers.overlap import WordOverlap

@@ -13,6 +13,7 @@ from langchain_qrhead import trim_messages_by_relevance
 from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
 from llama_index.postprocessor.qrhead import QRHeadMemory
 
+from qrhead_rag.frameworks.history import TurnRanking
 from tests.helpers.histories import STYLES, random_history
 from tests.helpers.overlap import WordOverlap
 from tests.helpers.providers import (
@@ -36,8 +37,8 @@ def scorer():
 
 @pytest.fixture(autouse=True)
 def _chance_ranks(monkeypatch):
-    def rank(scorer, query, texts):
-        return random.Random(f"{query} {texts}").sample(range(len(texts)), len(texts))
+    def rank(scorer, query, texts, evidence=False):
+        return TurnRanking(tuple(random.Random(f"{query} {texts}").sample(range(len(texts)), len(texts))))
 
     monkeypatch.setattr("langchain_qrhead.messages.rank_history", rank)
     monkeypatch.setattr("llama_index.postprocessor.qrhead.memory.rank_history", rank)

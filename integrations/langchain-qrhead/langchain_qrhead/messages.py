@@ -1,6 +1,6 @@
 """trim_messages_by_relevance: a conversation trimmed to a token budget by relevance to the question."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias, overload
 
@@ -17,9 +17,11 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableLambda
 
+from langchain_qrhead.texts import texts_of, with_texts
 from langchain_qrhead.tokens import TokenCounter, TokenCounts
 from qrhead_rag import QRRetriever
-from qrhead_rag.frameworks.conversation import KEEP_LAST, HistoryScorerOptions, Message, choose_messages, rank_history
+from qrhead_rag.frameworks.conversation import KEEP_LAST, KeptMessage, Message, TurnCap, choose_messages
+from qrhead_rag.frameworks.history import HistoryScorerOptions, rank_history
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.frameworks.tool_calls import block_ids, ids_answered, ids_made
 
@@ -36,6 +38,7 @@ def trim_messages_by_relevance(
     max_tokens: int,
     token_counter: TokenCounter = "approximate",
     keep_last: int = KEEP_LAST,
+    max_turn_tokens: int | None = None,
     start_on: Literal["human"] | None = None,
     scorer: QRRetriever | ScorerOptions | None = None,
 ) -> Runnable[Any, list[BaseMessage]]: ...
@@ -49,6 +52,7 @@ def trim_messages_by_relevance(
     max_tokens: int,
     token_counter: TokenCounter = "approximate",
     keep_last: int = KEEP_LAST,
+    max_turn_tokens: int | None = None,
     start_on: Literal["human"] | None = None,
     scorer: QRRetriever | ScorerOptions | None = None,
 ) -> list[BaseMessage]: ...
@@ -61,6 +65,7 @@ def trim_messages_by_relevance(
     max_tokens: int,
     token_counter: TokenCounter = "approximate",
     keep_last: int = KEEP_LAST,
+    max_turn_tokens: int | None = None,
     start_on: Literal["human"] | None = None,
     scorer: QRRetriever | ScorerOptions | None = None,
 ) -> list[BaseMessage] | Runnable[Any, list[BaseMessage]]:
@@ -69,7 +74,8 @@ def trim_messages_by_relevance(
     System messages, summaries and the last turn (the last user message and all that follows it) are always kept, even
     over the budget. Then come the last `keep_last` messages, then older turns by relevance. Turns stay whole, so that
     no tool result loses its call, and in their order. If everything fits, nothing is scored. The messages are returned
-    unchanged. Without messages it is a Runnable, which counts no turn twice: `trim_messages_by_relevance(...) | model`.
+    unchanged, but for turns over `max_turn_tokens`. Without messages it is a Runnable, which counts no turn twice:
+    `trim_messages_by_relevance(...) | model`.
 
     >>> messages = [("human", "When does the ferry leave?")]
     >>> [message.text for message in trim_messages_by_relevance(messages, max_tokens=50)]
@@ -82,60 +88,81 @@ def trim_messages_by_relevance(
         token_counter: as for `trim_messages`: a function of a list of messages or of one message, a language model, or
             "approximate". A model may have tools bound to it. It is asked for the whole, then for whole turns.
         keep_last: number of latest messages that are kept regardless of relevance, with their whole turns.
+        max_turn_tokens: what a turn may cost by itself; the longest texts of one that costs more are cut, in a copy, to
+            the sentences that matter to the query. None cuts nothing.
         start_on: "human" leaves out what stands before the first user message, which some providers refuse.
         scorer: a QRRetriever (best in mode `late`), or the options that load one; None is the small embedded
             model.
 
     Raises:
-        ValueError: `max_tokens` or `keep_last` is less than 1, or `start_on` is unknown.
+        ValueError: `max_tokens`, `keep_last` or `max_turn_tokens` is less than 1, or `start_on` is unknown.
         TypeError: `token_counter` or `query` is of another kind.
     """
     if query is not None and not isinstance(query, str):
         raise TypeError(f"query is {type(query).__name__}; expected str, or None for the last user message")
-    check_budget(max_tokens, keep_last, start_on)
+    check_budget(max_tokens, keep_last, start_on, max_turn_tokens)
+    counts = TokenCounts(token_counter)
     trim = partial(
         trim_conversation,
         query=query,
-        count_tokens=TokenCounts(token_counter),
+        count_tokens=counts,
+        count_alone=counts.count_alone,
         max_tokens=max_tokens,
         keep_last=keep_last,
+        max_turn_tokens=max_turn_tokens,
         start_on=start_on,
         options=ScorerOptions(scorer=scorer) if isinstance(scorer, QRRetriever) else scorer or _embedded,
     )
     return RunnableLambda(trim, name="trim_messages_by_relevance") if messages is None else trim(messages)
 
 
-def trim_conversation(
+def trim_conversation(messages: Conversation, **options: Any) -> list[BaseMessage]:
+    """As `trim_messages_by_relevance`, with options that have been checked: those of `explain_trimming`."""
+    return [message for message, _ in explain_trimming(messages, **options)]
+
+
+def explain_trimming(
     messages: Conversation,
     *,
     query: str | None,
     count_tokens: Callable[[Sequence[BaseMessage]], int],
+    count_alone: Callable[[Sequence[BaseMessage]], int],
     max_tokens: int,
     keep_last: int,
+    max_turn_tokens: int | None,
     start_on: Literal["human"] | None,
     options: ScorerOptions,
-) -> list[BaseMessage]:
-    """As `trim_messages_by_relevance`, with options that have been checked."""
+) -> list[tuple[BaseMessage, KeptMessage]]:
+    """The messages to show, those over a cap as cut copies, each with why it is kept."""
     conversation = convert_to_messages(messages)
+
+    def count_cut(indices: Sequence[int], texts: Mapping[int, Sequence[str]]) -> int:
+        return count_tokens([with_texts(conversation[index], texts.get(index)) for index in indices])
+
+    cap = None
+    if max_turn_tokens is not None:
+        cap = TurnCap(max_turn_tokens, count_cut, lambda index: count_alone([conversation[index]]))
     kept = choose_messages(
         read_messages(conversation),
         query,
         count_tokens=lambda indices: count_tokens([conversation[index] for index in indices]),
         max_tokens=max_tokens,
         keep_last=keep_last,
-        rank_turns=lambda question, texts: rank_history(options.load_scorer(), question, texts),
+        rank_turns=lambda question, texts: rank_history(options.load_scorer(), question, texts, cap is not None),
         start_on_user=start_on == "human",
+        cap=cap,
     )
-    return [conversation[index] for index in kept]
+    return [(with_texts(conversation[why.index], why.parts), why) for why in kept]
 
 
-def check_budget(max_tokens: int, keep_last: int, start_on: str | None) -> None:
+def check_budget(max_tokens: int, keep_last: int, start_on: str | None, max_turn_tokens: int | None) -> None:
     """Refuse a budget that keeps nothing, and a start that would tear a turn.
 
     Raises:
         ValueError: a number less than 1, or `start_on` is neither "human" nor None.
     """
-    for name, value in {"max_tokens": max_tokens, "keep_last": keep_last}.items():
+    numbers = {"max_tokens": max_tokens, "keep_last": keep_last}
+    for name, value in (numbers if max_turn_tokens is None else numbers | {"max_turn_tokens": max_turn_tokens}).items():
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise ValueError(f"{name}={value!r} is not a whole number; expected 1 or more")
         if value < 1:
@@ -165,6 +192,7 @@ def _message(message: BaseMessage, user_is_nameless: bool) -> Message:
         role=_role(message, user_is_nameless),
         calls=tuple(call for call in [*calls, *ids_made(extra), *(made for made, _ in ids)] if call),
         answers=tuple(call for call in [*answers, *ids_answered(extra), *(answer for _, answer in ids)] if call),
+        parts=texts_of(message),
     )
 
 

@@ -66,6 +66,10 @@ class TokenCounts:
         """Tokens of these messages, and of the tools that are bound to the counter."""
         return self.beside([], ())(messages)
 
+    def count_alone(self, messages: Sequence[BaseMessage]) -> int:
+        """Tokens of these messages with no tools, not even those bound to the counter."""
+        return self._recall([], (), "", messages)
+
     def beside(self, system: Sequence[BaseMessage], tools: Sequence[Any]) -> Callable[[Sequence[BaseMessage]], int]:
         """A counter of messages that are sent after `system` and with `tools`; without, those bound to the counter."""
         tools = tools or self._tools

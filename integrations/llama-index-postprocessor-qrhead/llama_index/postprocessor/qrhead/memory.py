@@ -1,7 +1,7 @@
 """QRHeadMemory: a chat memory of the recent messages and the older ones that are relevant to the question."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,14 +10,16 @@ from llama_index.core.base.llms.types import (
     CitableBlock,
     CitationBlock,
     MessageRole,
+    TextBlock,
     ThinkingBlock,
     ToolCallBlock,
 )
 from llama_index.core.memory import Memory
 from llama_index.core.prompts import RichPromptTemplate
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
-from qrhead_rag.frameworks.conversation import KEEP_LAST, HistoryScorerOptions, Message, choose_messages, rank_history
+from qrhead_rag.frameworks.conversation import KEEP_LAST, KeptMessage, Message, TurnCap, choose_messages
+from qrhead_rag.frameworks.history import HistoryScorerOptions, rank_history
 from qrhead_rag.frameworks.scorer import warnings_of_threads
 from qrhead_rag.frameworks.tool_calls import ids_answered, ids_made
 
@@ -37,6 +39,8 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
 
     Attributes:
         keep_last: number of latest messages that are kept regardless of relevance, with their whole turns.
+        max_turn_tokens: what a turn may cost by itself; the longest texts of one that costs more are shown cut to the
+            sentences that matter to the input. The last user message is never cut. None cuts nothing.
 
     >>> memory = QRHeadMemory.from_defaults(token_limit=2000)
     >>> memory.put(ChatMessage(role="user", content="When does the ferry leave?"))
@@ -45,6 +49,8 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
     """
 
     keep_last: int = Field(default=KEEP_LAST, ge=1)
+    max_turn_tokens: int | None = Field(default=None, ge=1)
+    _last_reasons: tuple[KeptMessage, ...] = PrivateAttr(default=())
 
     @classmethod
     def class_name(cls) -> str:
@@ -60,7 +66,8 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
     @classmethod
     def from_defaults(cls, *args: Any, **options: Any) -> Self:
         """As Memory.from_defaults, with the additional options of this class."""
-        own = {name: options.pop(name) for name in [*HistoryScorerOptions.model_fields, "keep_last"] if name in options}
+        names = [*HistoryScorerOptions.model_fields, "keep_last", "max_turn_tokens"]
+        own = {name: options.pop(name) for name in names if name in options}
         memory = Memory.from_defaults(*args, **options)
         return cls(**{name: getattr(memory, name) for name in Memory.model_fields}, **own)
 
@@ -79,21 +86,35 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
         share = self.chat_history_token_ratio if self.memory_blocks else 1.0
         query = input.content if isinstance(input, ChatMessage) else input
         with warnings_of_threads():
-            messages = await asyncio.to_thread(self._choose, history, query, int(limit * share))
+            kept = await asyncio.to_thread(self._choose, history, query, int(limit * share))
+        messages = [_with_texts(history[why.index], why.parts) for why in kept]
+        self._last_reasons = tuple(kept)
         selection = self.model_copy(update={"sql_store": _SelectedMessages(messages), "token_limit": limit})
         return await Memory.aget(selection, input=input, **block_kwargs)
 
-    def _choose(self, history: list[ChatMessage], query: str | None, max_tokens: int) -> list[ChatMessage]:
+    def last_reasons(self) -> tuple[KeptMessage, ...]:
+        """Why each message that was shown last is there, in their order; the index is that in the whole history."""
+        return self._last_reasons
+
+    def _choose(self, history: list[ChatMessage], query: str | None, max_tokens: int) -> list[KeptMessage]:
         tokens = [self._estimate_token_count(message) for message in history]
-        chosen = choose_messages(
+
+        def count_cut(indices: Sequence[int], texts: Mapping[int, Sequence[str]]) -> int:
+            cut = [_with_texts(history[index], texts[index]) for index in indices if index in texts]
+            return sum(tokens[index] for index in indices if index not in texts) + self._estimate_token_count(cut)
+
+        cap = None
+        if self.max_turn_tokens is not None:
+            cap = TurnCap(self.max_turn_tokens, count_cut, count_alone=tokens.__getitem__)
+        return choose_messages(
             [_message(message) for message in history],
             query,
             count_tokens=lambda indices: sum(tokens[index] for index in indices),
             max_tokens=max_tokens,
             keep_last=self.keep_last,
-            rank_turns=lambda question, texts: rank_history(self.load_scorer(), question, texts),
+            rank_turns=lambda question, texts: rank_history(self.load_scorer(), question, texts, cap is not None),
+            cap=cap,
         )
-        return [history[index] for index in chosen]
 
     def _estimate_token_count(self, message_or_blocks: Any) -> int:
         """As Memory's, and the blocks that it counts as nothing: tool calls, thoughts, citations, and kinds to come."""
@@ -127,7 +148,20 @@ def _message(message: ChatMessage) -> Message:
         role="system" if message.role in _SYSTEM else "user" if is_user else "other",
         calls=tuple(call for call in [*calls, *ids_made(extra)] if call),
         answers=tuple(answers),
+        parts=tuple(block.text for block in message.blocks if isinstance(block, TextBlock)),
     )
+
+
+def _with_texts(message: ChatMessage, texts: Sequence[str] | None) -> ChatMessage:
+    """A copy with other texts in its text blocks; the message itself where there are none."""
+    if texts is None:
+        return message
+    new = iter(texts)
+    blocks = [
+        block.model_copy(update={"text": next(new)}) if isinstance(block, TextBlock) else block
+        for block in message.blocks
+    ]
+    return message.model_copy(update={"blocks": blocks})
 
 
 @dataclass(frozen=True)
