@@ -56,7 +56,7 @@ def _subjects(entries: list[dict[str, Any]], every: int) -> set[str]:
         subjects = by_language.setdefault(entry["language"], [])
         if entry["group"] not in subjects:
             subjects.append(entry["group"])
-    return {subject for subjects in by_language.values() for subject in subjects[::every]}
+    return {subject for subjects in by_language.values() for subject in subjects[every - 1 :: every]}
 
 
 def _read(name: str) -> list[dict[str, Any]]:

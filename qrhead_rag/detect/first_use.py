@@ -29,7 +29,7 @@ from qrhead_rag.ranking.warn import warn_caller
 
 _MODE: Mode = "late"  # of heads that are found where none is named: the cheapest
 _LARGE = 150_000_000
-"""Weights in the layers that are searched, from which half of the detection set has to do: it takes half as long."""
+"""Weights in the layers that are searched, from which half of the detection set, in shorter lists, has to do."""
 
 
 class _KeptHeads(BaseModel):
@@ -131,7 +131,7 @@ def _find(load: Callable[[HeadSet | HeadChooser], LoadedModel], mode: Mode, read
 
     loaded = load(searched)
     large = _weights_of(loaded) >= _LARGE
-    examples = load_encyclopedia(every=2 if large else 1)
+    examples = load_encyclopedia(candidates=12, every=2) if large else load_encyclopedia()
     warn_caller(
         f"no head set is shipped for {loaded.name}: its heads are found now, on {len(examples)} questions of the "
         f"package, and kept in {cache_folder()}; this takes minutes on a CPU, once (heads='shipped' refuses instead)"

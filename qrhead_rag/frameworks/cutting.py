@@ -8,7 +8,8 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
-from qrhead_rag.core.pruning import OMISSION, Prune, ReadText, cut_text, join_spans, prune_texts, text_spans
+from qrhead_rag.core.pruning import Prune, ReadText, prune_texts
+from qrhead_rag.core.sentences import OMISSION, cut_text, join_spans, text_spans
 
 SIGN = OMISSION.strip()
 """What is left of a text of which nothing is kept."""

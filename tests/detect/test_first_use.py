@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.setenv("QRHEAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        first_use, "load_encyclopedia", lambda every: make_examples(CORPUS, candidates=8)[: 24 if every == 1 else 20]
+        first_use, "load_encyclopedia", lambda **less: make_examples(CORPUS, candidates=8)[: 20 if less else 24]
     )
     return tmp_path / "model"
 
@@ -168,7 +168,7 @@ def test_processes_that_start_together_find_them_once(folder, tmp_path):
         "from qrhead_rag.detect import first_use\n"
         "from qrhead_rag.detect.made import make_examples\n"
         "from tests.detect.test_first_use import CORPUS\n"
-        "first_use.load_encyclopedia = lambda every: make_examples(CORPUS, candidates=8)[: 24 if every == 1 else 20]\n"
+        "first_use.load_encyclopedia = lambda **less: make_examples(CORPUS, candidates=8)[: 20 if less else 24]\n"
         "with warnings.catch_warnings(record=True) as warned:\n"
         "    warnings.simplefilter('always')\n"
         "    QRRetriever.from_pretrained(sys.argv[1])\n"
@@ -193,7 +193,7 @@ def test_a_model_without_such_heads_is_refused(tmp_path, monkeypatch):
     examples = [
         example.model_copy(update={"relevant": (draw.randrange(8),)}) for example in make_examples(CORPUS, candidates=8)
     ]
-    monkeypatch.setattr(first_use, "load_encyclopedia", lambda every: examples)
+    monkeypatch.setattr(first_use, "load_encyclopedia", lambda **less: examples)
     with pytest.warns(UserWarning, match=FINDS), pytest.raises(NoHeadsError, match="all heads together"):
         QRRetriever(tiny_model(), tiny_tokenizer())
     assert not list((tmp_path / "cache").rglob("*.json"))
