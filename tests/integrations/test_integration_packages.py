@@ -81,7 +81,7 @@ def test_versions_and_requirements_go_with_the_core(name):
 def test_the_readme_shows_what_its_code_prints(name, capsys):
     readme = (INTEGRATIONS / name / "README.md").read_text("utf-8")
     examples = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", readme, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     names = {}
     for code, output in examples:
         exec(code, names)
@@ -96,6 +96,7 @@ def test_the_readme_shows_what_its_code_prints(name, capsys):
         "langchain_qrhead.reranker",
         "langchain_qrhead.tokens",
         "llama_index.postprocessor.qrhead.memory",
+        "llama_index.postprocessor.qrhead.own_text",
         "llama_index.postprocessor.qrhead.reranker",
     ],
 )
