@@ -18,7 +18,7 @@ def load_encyclopedia(candidates: int = 20, seed: int = 0, every: int = 1) -> li
     Args:
         candidates: passages of a list, at most; all those of its subject are in it.
         seed: of draws.
-        every: 2 leaves out every second subject of each language, with its questions and passages.
+        every: 2 keeps the second, fourth … subject of each language, with its questions and passages alone.
 
     >>> example = load_encyclopedia()[0]
     >>> len(example.documents), example.query

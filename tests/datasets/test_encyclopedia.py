@@ -78,5 +78,5 @@ def test_half_of_the_subjects_has_passages_and_questions_of_its_own():
     assert len(passages[1]) < 0.6 * len(passages[0]), "what is not asked for is not encoded"
     assert {example.metadata["language"] for example in half} == {example.metadata["language"] for example in whole}
     for example in half:
-        assert 10 <= len(example.documents) <= 20
+        assert 6 <= len(example.documents) <= 20
         assert all(0 <= index < len(example.documents) for index in example.relevant)
