@@ -94,10 +94,7 @@ def keep_ends(text: str, max_chars: int) -> str:
     ends, starts, limit = [end for _, end in spans], [start for start, _ in spans], len(text) - room
     whole = bisect_right(ends, room)
     word = max((match.start() for match in _WORD_END.finditer(text, 0, room + 1)), default=0)
-    if whole:
-        first = ends[whole - 1]
-    else:
-        first = word if text[:word].strip() else room
+    first = ends[whole - 1] if whole else word if text[:word].strip() else room
     whole = bisect_left(starts, limit)
     begin = _WORD_BEGIN.search(text, max(limit, 1))
     last = starts[whole] if whole < len(starts) else begin.start() if begin else limit
