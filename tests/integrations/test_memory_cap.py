@@ -10,6 +10,7 @@ from langchain_qrhead import QRHeadMemoryMiddleware
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index.postprocessor.qrhead import QRHeadMemory
 
+from tests.helpers import exchanges
 from tests.helpers.exchanges import HISTORY, QUESTION, trim, words
 from tests.helpers.overlap import WordOverlap
 
@@ -18,7 +19,7 @@ LOG = "nothing was seen . " * 200 + "the bears sleep in winter . " + "nothing wa
 
 @pytest.fixture(scope="module")
 def scorer():
-    return WordOverlap.of(__file__)
+    return WordOverlap.of(__file__, exchanges.__file__)
 
 
 def tool_turn(content):
@@ -37,7 +38,7 @@ def tool_turn(content):
 def test_langchain_cuts_text_alone(scorer, result):
     messages = tool_turn(result)
     before = copy.deepcopy(messages)
-    shown = trim(messages, scorer, max_tokens=100, max_turn_tokens=30, token_counter=lambda ms: len(str(ms).split()))
+    shown = trim(messages, scorer, max_tokens=100, max_turn_tokens=70, token_counter=lambda ms: len(str(ms).split()))
     assert messages == before
     assert shown[:2] == messages[:2]
     cut = shown[2]

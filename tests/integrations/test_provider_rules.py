@@ -185,7 +185,8 @@ def test_a_memory_of_llama_index_keeps_the_rules_and_its_limit(scorer):
 
 def check_memory(rng, memory):
     history = [to_llama_index(message) for message in random_history(rng, "messages")]
-    kept = memory._choose(history, None, limit := rng.randint(1, 400))
+    limit = rng.randint(1, 400)
+    kept = [history[why.index] for why in memory._choose(history, None, limit)]
     for check, to_request in ((check_anthropic, to_anthropic), (check_openai_chat, to_openai_chat)):
         check(to_request([from_llama_index(message) for message in kept]))
     last = max(index for index, message in enumerate(history) if message.role == "user")
