@@ -13,6 +13,7 @@ from qrhead_rag.cli.options import (
     LayoutOption,
     ModelOptions,
     ModeOption,
+    OptionalStoreOption,
     PieceOption,
     PoolOptions,
     SelectionOptions,
@@ -97,13 +98,14 @@ def encode_dataset(
     model: ActorOptions,
     heads: HeadsOption = None,
     key_dtype: KeyDtypeOption = None,
-    store: Annotated[
-        Path | None, typer.Option(help="Keep what is encoded in this store; OUT then holds only what is done.")
-    ] = None,
+    store: OptionalStoreOption = None,
     pool: PoolOptions,
     shard_bytes: ShardOption = None,
 ) -> None:
-    """Encode every document of a data set (text, perhaps title, id) under late, into shards that load as one list."""
+    """Encode every document of a data set (text, perhaps title, id) under late, into shards that load as one list.
+
+    With --store they go into that store, and OUT holds what is done.
+    """
     with one_line_errors():
         where = pool.validated()
         from qrhead_rag.cluster.encode import encode_dataset as run

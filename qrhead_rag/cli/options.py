@@ -46,9 +46,9 @@ KeyDtypeOption: TypeAlias = Annotated[
     Literal["float16", "bfloat16", "float32", "int8"] | None,
     typer.Option(help="How keys are stored: float16 by default; int8 takes half of its bytes (late)."),
 ]
-StoreOption: TypeAlias = Annotated[
-    Path, typer.Option(help="A file that keeps encoded documents for every process; made if missing (late).")
-]
+_STORE = typer.Option(help="A file that keeps encoded documents for every process; made if missing (late).")
+StoreOption: TypeAlias = Annotated[Path, _STORE]
+OptionalStoreOption: TypeAlias = Annotated[Path | None, _STORE]
 PruneOption: TypeAlias = Annotated[
     float | None,
     typer.Option(help="Cut documents to the sentences whose evidence per token reaches this share of the list's mean."),

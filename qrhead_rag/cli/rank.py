@@ -16,6 +16,7 @@ from qrhead_rag.cli.options import (
     LayoutOption,
     ModelOptions,
     ModeOption,
+    OptionalStoreOption,
     PieceOption,
     PruneOption,
     PruneTokensOption,
@@ -61,9 +62,7 @@ def rank(
     ] = None,
     piece_tokens: PieceOption = None,
     key_dtype: KeyDtypeOption = None,
-    store: Annotated[
-        Path | None, typer.Option(help="A file that keeps encoded documents, as `qrhead encode` makes it (late).")
-    ] = None,
+    store: OptionalStoreOption = None,
     instruction: InstructionOption = None,
     as_json: JsonOption = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each token contributed.")] = False,

@@ -447,7 +447,7 @@ def test_commands_share_the_declaration_of_an_option():
         for option in command.params:
             helps.setdefault(option.name, set()).add(getattr(option, "help", None))
     differing = {name for name, declared in helps.items() if len(declared) > 1}
-    assert differing == {"data", "format", "model", "order", "out"}  # these mean another thing to each command
+    assert differing == {"data", "file", "format", "model", "order", "out"}  # these mean another thing to each command
 
 
 @pytest.mark.embedded
