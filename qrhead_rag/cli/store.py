@@ -109,15 +109,16 @@ def verify(
     """Check every passage against its checksum; exit code 1 where any is damaged."""
     with one_line_errors():
         passages, _ = _open(path)
-        total, checked, damaged = sum(stored.passages for stored in passages.contents()), 0, 0
+        total, checked = sum(stored.passages for stored in passages.contents()), 0
+        damaged: list[str] = []
         with progress_bar("checking") as advance:
             for count, keys in passages.check():
                 checked += count
-                damaged += len(keys)
+                damaged += keys
                 advance(checked, total)
-                if delete and keys:
-                    passages.delete(keys)
-        typer.echo(f"{checked} passages checked, {damaged} damaged{' and deleted' if delete and damaged else ''}")
+        if delete:
+            passages.delete(damaged)
+        typer.echo(f"{checked} passages checked, {len(damaged)} damaged{' and deleted' if delete and damaged else ''}")
     if damaged and not delete:
         raise typer.Exit(1)
 
