@@ -25,6 +25,8 @@ COMMANDS = {
     "detect": (("detect", "灯.jsonl", "--out", "灯.json", "--num-heads", "1"), 0, "?: 5 examples of 6 documents"),
     "evaluate": (("evaluate", "none灯.jsonl"), 2, "no file or folder none"),
     "calibrate": (("calibrate", "none灯.jsonl"), 2, "no file or folder none"),
+    "encode": (("encode", "none灯.jsonl", "--store", "灯.db"), 2, "none"),
+    "store": (("store", "stats", "none灯.db"), 2, "none"),
     "rank-dataset": (("rank-dataset", "none灯.jsonl", "out"), 2, "none"),
     "encode-dataset": (("encode-dataset", "none灯.jsonl", "out"), 2, "none"),
 }
