@@ -40,7 +40,7 @@ class _Header(BaseModel):
     layers: list[int] = Field(min_length=1)
     dtype: Literal["float16", "bfloat16", "float32", "int8"]
     shapes: list[tuple[PositiveInt, PositiveInt]]  # key heads and head size of each layer
-    scaled: bool  # whether each piece has scales
+    scaled: bool  # whether each piece has a scale for every dimension of a key head
 
     @model_validator(mode="after")
     def _check_layers(self) -> Self:
@@ -76,7 +76,7 @@ def to_bytes(key: str, passage: PassagePieces) -> bytes:
         scaled=bool(first.scales),
     )
     sections = _sections(header)
-    payload = bytearray(sections[-1].end)
+    payload = memoryview(bytearray(sections[-1].end))  # which takes no tensor of another size
     tensors = chain.from_iterable(
         (piece.offsets, *piece.keys.values(), *piece.scales.values()) for piece in passage.pieces
     )
@@ -140,7 +140,7 @@ def _sections(header: _Header) -> list[_Section]:
     for tokens in header.tokens:
         shapes: list[tuple[torch.dtype, tuple[int, ...]]] = [(torch.int32, (tokens, 2))]
         shapes += [(dtype, (heads, tokens, size)) for heads, size in header.shapes]
-        shapes += [(torch.bfloat16, (heads, size)) for heads, size in header.shapes] * header.scaled
+        shapes += [(torch.bfloat16, shape) for shape in header.shapes] * header.scaled
         for kind, shape in shapes:
             end = start + prod(shape) * kind.itemsize
             sections.append(_Section(kind, shape, start, end))
