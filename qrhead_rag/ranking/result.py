@@ -169,7 +169,7 @@ class Ranking(Sequence[RankedPassage]):
         values = blank_lowest(scores, passages).tolist()
         best_first = rank_order(values) if order is None else order
         if abstained:
-            best_first = rank_order(retrieval_scores) if retrieval_scores else range(len(passages))
+            best_first = range(len(passages)) if retrieval_scores is None else rank_order(retrieval_scores)
             selection = selection.model_copy(update={"min_share": None, "fuse_retrieval": None})
         blank = [index for index, passage in enumerate(passages) if passage.is_blank]
         read = [index for index in best_first if not passages[index].is_blank]

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 
 from qrhead_rag import QRRetriever
 from qrhead_rag.demo import load_handbook
@@ -98,6 +99,12 @@ def test_the_first_stage_is_what_its_scores_say():
     assert {ranked.fused_score for ranked in refused} == {None}
     scores = retriever.score(QUERY, docs)
     assert [ranked.score for ranked in refused] == pytest.approx([scores[index] for index in (1, 3, 2, 0)], rel=1e-4)
+
+
+def test_the_first_stage_may_come_as_an_array():
+    options = {"min_evidence": 1.0, "fallback": "first_stage", "fuse_retrieval": 1}
+    ranking = make().rank(QUERY, documents(3), retrieval_scores=torch.tensor([0.1, 0.9, 0.5]), **options)
+    assert [ranked.index for ranked in ranking] == [1, 2, 0]
 
 
 def test_a_list_in_windows_has_evidence_and_can_be_refused():
