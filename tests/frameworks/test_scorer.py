@@ -6,11 +6,13 @@ import pickle
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from langchain_core.stores import InMemoryByteStore
 
-from qrhead_rag import QRRetriever
+from qrhead_rag import PassageStore, QRRetriever
 from qrhead_rag.frameworks.history import HistoryScorerOptions
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.ranking.loaded import LoadedRetrievers
@@ -144,6 +146,19 @@ def test_what_nobody_asks_for_is_let_go_of(folder):
             break
         time.sleep(0.01)
     assert model() is None
+
+
+def test_another_store_is_another_scorer(folder, tmp_path, monkeypatch):
+    byte_stores = [InMemoryByteStore(), InMemoryByteStore()]
+    scorers = [options(folder, mode="late", store=PassageStore(store)).load_scorer() for store in byte_stores]
+    assert [scorer.store.byte_store for scorer in scorers] == byte_stores
+    assert options(folder, mode="late", store=byte_stores[0]).load_scorer() is scorers[0]
+    monkeypatch.chdir(tmp_path)
+    first = options(folder, mode="late", store="chunks.db").load_scorer()
+    assert options(folder, mode="late", store=tmp_path / "chunks.db").load_scorer() is first
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert options(folder, mode="late", store="chunks.db").load_scorer().store.name == str(Path("chunks.db").absolute())
 
 
 def test_a_file_that_was_written_anew_is_read_anew(folder, tmp_path):
