@@ -243,6 +243,15 @@ def test_an_option_that_agrees_with_the_scorer_is_fine(tiny):
     assert ScorerOptions(scorer=tiny, mode="listwise", heads=heads).heads == tiny.heads
 
 
+def test_a_store_agrees_with_the_scorer_however_it_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scorer = QRRetriever.from_pretrained(folder, heads=HEADS, mode="late", store="chunks.db")
+    for store in ("chunks.db", tmp_path / "chunks.db", scorer.store):
+        assert ScorerOptions(scorer=scorer, store=store).store == str(tmp_path / "chunks.db")
+    with pytest.raises(ValueError, match="store='.*other.db' contradicts scorer="):
+        ScorerOptions(scorer=scorer, store="other.db")
+
+
 def test_unknown_options_are_refused_by_name():
     with pytest.raises(ValueError, match="modle"):
         ScorerOptions(modle="x")
