@@ -15,6 +15,7 @@ from qrhead_rag.core.heads import EMBEDDED_MODEL, Head, HeadSet, Mode
 from qrhead_rag.ranking.by_name import check_loadable, is_in_memory
 from qrhead_rag.ranking.loaded import LoadedRetrievers
 from qrhead_rag.ranking.options import Layout, ListOptions
+from qrhead_rag.ranking.passage_store import PassageStore
 from qrhead_rag.ranking.retriever import QRRetriever
 from qrhead_rag.ranking.warn import warnings_of_threads as warnings_of_threads  # noqa: PLC0414 - for integrations
 
@@ -80,6 +81,8 @@ class ScorerOptions(BaseModel):
             return self
         for name, actual in _loading_options(self.scorer).items():
             option = getattr(self, name)
+            if name == "store" and option is not None:
+                option = PassageStore(option).choice  # the whole path, as the scorer names it
             if name in self.model_fields_set and not _agree(option, actual):
                 raise ValueError(
                     f"{name}={option!r} contradicts scorer={self.scorer!r}, whose {name} is {actual!r}; "

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 from qrhead_rag.models.shared import check_fork, new_lock
 from qrhead_rag.ranking.cache import ByteCache
+from qrhead_rag.ranking.passage_store import PassageStore, StoreChoice
 from qrhead_rag.ranking.retriever import QRRetriever
 from qrhead_rag.ranking.store import store_of
 
@@ -92,7 +93,16 @@ class _Kept:
 
 def _key(options: Mapping[str, Any]) -> str:
     """Equal for equal options, unless the files that they name were written anew."""
-    return repr([*sorted(options.items()), *(_files(options.get(name)) for name in ("model", "heads"))])
+    known = {**options, "store": _store_key(options.get("store"))}
+    return repr([*sorted(known.items()), *(_files(options.get(name)) for name in ("model", "heads"))])
+
+
+def _store_key(store: StoreChoice | None) -> str | int | None:
+    """The whole path of a file, whatever folder the process is in; of a byte store, which one it is."""
+    if store is None:
+        return None
+    choice = PassageStore(store).choice
+    return choice if isinstance(choice, str) else id(choice)
 
 
 def _files(path: object) -> list[tuple[str, int, int]]:

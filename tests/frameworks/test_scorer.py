@@ -6,11 +6,13 @@ import pickle
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from langchain_core.stores import InMemoryByteStore
 
-from qrhead_rag import QRRetriever
+from qrhead_rag import PassageStore, QRRetriever
 from qrhead_rag.frameworks.history import HistoryScorerOptions
 from qrhead_rag.frameworks.scorer import ScorerOptions
 from qrhead_rag.ranking.loaded import LoadedRetrievers
@@ -146,6 +148,19 @@ def test_what_nobody_asks_for_is_let_go_of(folder):
     assert model() is None
 
 
+def test_another_store_is_another_scorer(folder, tmp_path, monkeypatch):
+    byte_stores = [InMemoryByteStore(), InMemoryByteStore()]
+    scorers = [options(folder, mode="late", store=PassageStore(store)).load_scorer() for store in byte_stores]
+    assert [scorer.store.byte_store for scorer in scorers] == byte_stores
+    assert options(folder, mode="late", store=byte_stores[0]).load_scorer() is scorers[0]
+    monkeypatch.chdir(tmp_path)
+    first = options(folder, mode="late", store="chunks.db").load_scorer()
+    assert options(folder, mode="late", store=tmp_path / "chunks.db").load_scorer() is first
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert options(folder, mode="late", store="chunks.db").load_scorer().store.name == str(Path("chunks.db").absolute())
+
+
 def test_a_file_that_was_written_anew_is_read_anew(folder, tmp_path):
     heads = options(folder).load_scorer().heads
     file = tmp_path / "heads.json"
@@ -226,6 +241,15 @@ def test_a_scorer_is_rebuilt_from_the_weights_that_it_was_loaded_from(folder):
 def test_an_option_that_agrees_with_the_scorer_is_fine(tiny):
     heads = [(1, 0), (1, 3), (2, 1), (2, 2)]
     assert ScorerOptions(scorer=tiny, mode="listwise", heads=heads).heads == tiny.heads
+
+
+def test_a_store_agrees_with_the_scorer_however_it_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scorer = QRRetriever.from_pretrained(folder, heads=HEADS, mode="late", store="chunks.db")
+    for store in ("chunks.db", tmp_path / "chunks.db", scorer.store):
+        assert ScorerOptions(scorer=scorer, store=store).store == str(tmp_path / "chunks.db")
+    with pytest.raises(ValueError, match="store='.*other.db' contradicts scorer="):
+        ScorerOptions(scorer=scorer, store="other.db")
 
 
 def test_unknown_options_are_refused_by_name():
