@@ -5,6 +5,7 @@ refused. A floor (`min_evidence=` of `QRRetriever.rank`) does that; the two erro
 a floor is recommended for a corpus, or none where the two kinds of lists cannot be told apart.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -152,10 +153,13 @@ def separation(pairs: Sequence[EvidencePair], seed: int = 0) -> Interval:
     if len(pairs) < 2:
         return Interval(everything, everything, everything)
     bootstrap = require_extra("scipy.stats", "eval").bootstrap
-    interval = bootstrap(
-        (range(len(pairs)),), area, n_resamples=9999, vectorized=False, method="percentile", rng=seed
-    ).confidence_interval
-    return Interval(everything, float(interval.low), float(interval.high))
+    with warnings.catch_warnings():  # of few lists, some resamples have one kind only, and no area
+        warnings.simplefilter("ignore")
+        areas = bootstrap(
+            (range(len(pairs)),), area, n_resamples=9999, vectorized=False, method="percentile", rng=seed
+        ).bootstrap_distribution
+    low, high = torch.as_tensor(areas).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(everything, low, high)
 
 
 def floor_curve(pairs: Sequence[EvidencePair]) -> list[Floor]:

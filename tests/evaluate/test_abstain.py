@@ -134,3 +134,9 @@ def test_a_readout_without_evidence_is_refused():
         measure_evidence(retriever("published"), [example((1,))])
     with pytest.raises(ValueError, match="no labelled examples"):
         measure_evidence(retriever(), [])
+
+
+def test_few_lists_of_one_kind_each_have_an_interval_of_numbers(recwarn):
+    area = separation([EvidencePair(0.3, None), EvidencePair(0.2, None), EvidencePair(None, 0.25)])
+    assert area == (0.5, 0.0, 1.0)
+    assert not recwarn.list
