@@ -158,6 +158,8 @@ class PassageStore:
         """
         keys = [encoded_with.key(text) for text in texts]
         settings, *values = self._mget([encoded_with.own_key, *keys])
+        if settings is None:  # also where the store was deleted or pruned meanwhile
+            self._has_settings_of.discard(encoded_with.digest)
         passages: dict[str, PassagePieces] = {}
         damage = []
         for text, key, value in zip(texts, keys, values, strict=True):

@@ -248,7 +248,7 @@ def test_a_store_agrees_with_the_scorer_however_it_is_named(folder, tmp_path, mo
     scorer = QRRetriever.from_pretrained(folder, heads=HEADS, mode="late", store="chunks.db")
     for store in ("chunks.db", tmp_path / "chunks.db", scorer.store):
         assert ScorerOptions(scorer=scorer, store=store).store == str(tmp_path / "chunks.db")
-    with pytest.raises(ValueError, match="store='.*other.db' contradicts scorer="):
+    with pytest.raises(ValueError, match=r"store='.*other.db' contradicts scorer="):
         ScorerOptions(scorer=scorer, store="other.db")
 
 

@@ -324,3 +324,12 @@ def test_scores_of_the_real_model_through_a_store(embedded, tmp_path, nothing_ru
     reading = QRRetriever(embedded.model, embedded.tokenizer, store=tmp_path / "a.db", **options)
     assert reading.score("When does the ferry leave?", texts) == pytest.approx(expected, abs=1e-6)
     assert expected[0] > expected[1]
+
+
+def test_a_store_that_is_deleted_meanwhile_is_told_the_settings_again(tmp_path):
+    writing = retriever(store=tmp_path / "chunks.db")
+    writing.encode_to_store(["A cat slept."])
+    (tmp_path / "chunks.db").unlink()
+    assert writing.encode_to_store(["A dog barked."]) == 1
+    (stored_settings,) = writing.store.contents()
+    assert stored_settings.settings["mode"] == "late"
