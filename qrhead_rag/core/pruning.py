@@ -68,9 +68,12 @@ class Prune(BaseModel):
         """
         if prune is None or isinstance(prune, Prune):
             return prune
-        if hasattr(prune, "__index__") and not isinstance(prune, bool):
-            return cls(max_tokens=whole_number(prune))
-        return cls(min_share=prune)
+        if isinstance(prune, bool):
+            return cls(min_share=prune)  # which refuses it
+        try:
+            return cls(max_tokens=whole_number(prune))  # type: ignore[arg-type]
+        except TypeError:  # a number with a fraction, also one of numpy or torch
+            return cls(min_share=prune)
 
     @field_validator("min_share", mode="before")
     @classmethod

@@ -131,6 +131,8 @@ def _piece(layers: list[int], on_cpu: Tensor, payload: Tensor, sections: list[_S
         for data, section in zip([on_cpu, *[payload] * (len(sections) - 1)], sections, strict=True)
     )
     keys, scales = tensors[: len(layers)], tensors[len(layers) :]
+    # A copy where the keys went to an accelerator: the bytes would stay in memory for the offsets alone.
+    offsets = offsets.clone() if payload is not on_cpu else offsets
     return Piece(offsets, dict(zip(layers, keys, strict=True)), {}, dict(zip(layers, scales, strict=bool(scales))))
 
 

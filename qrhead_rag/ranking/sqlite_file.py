@@ -62,7 +62,7 @@ class SqliteFile:
     """
 
     def __init__(self, path: str | Path, timeout: float) -> None:
-        self.path = Path(path).absolute()
+        self.path = Path(path).expanduser().absolute()
         self.timeout = timeout
         self.lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None

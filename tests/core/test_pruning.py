@@ -2,7 +2,9 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -180,6 +182,8 @@ def test_a_number_is_a_share_or_a_budget():
     assert Prune.of(1.0) == Prune(min_share=1.0)
     assert Prune.of(1) == Prune(max_tokens=1)
     assert Prune.of(None) is None
+    assert Prune.of(torch.tensor(0.5)) == Prune.of(np.array(0.5)) == Prune(min_share=0.5)
+    assert Prune.of(torch.tensor(5)) == Prune.of(np.int64(5)) == Prune(max_tokens=5)
     assert Prune(min_share=0.1).omission == OMISSION
 
 
