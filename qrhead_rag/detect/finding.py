@@ -146,7 +146,7 @@ def best_detection(
         options: of the choice, as `detect_enough` takes them.
         show_progress: whether a bar shows the lists that have been run.
     """
-    if retriever.mode != "listwise":  # all at once: batches of passages of like length
+    if retriever.mode == "late":  # which keeps little of each: all at once, so that batches are full
         retriever.encode(_passages_of(examples), show_progress=show_progress)
     sample = {name: listed[::_SAMPLE] for name, listed in examples.items()}
     total = sum(map(len, examples.values())) + 2 * (len(readouts) - 1) * sum(map(len, sample.values()))

@@ -204,7 +204,16 @@ class RerankOptions(PassageOptions):
         )
         scorer = None
         if lives_in_memory:
-            scorer = QRRetriever(reader.model, reader.tokenizer, heads=heads, model_name=reader.model_name, **options)
+            scorer = QRRetriever(
+                reader.model,
+                reader.tokenizer,
+                heads=heads,
+                model_name=reader.model_name,
+                store=self.store,
+                layout=self.layout,
+                instruction=self.instruction,
+                **options,
+            )
         return self.model_copy(update={"heads": heads, "mode": heads.mode, "scorer": scorer})
 
     def _first(self, query: str, passages: Sequence[Passage]) -> list[int]:
