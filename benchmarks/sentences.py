@@ -10,9 +10,11 @@ sentences among them. Sentence bounds are the data set's own. `--part 1` gives t
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from benchmarks.second_model import examples_of
 from qrhead_rag import LabelledExample, Passage, QRRetriever
@@ -134,10 +136,23 @@ def pruned(question: Question, texts: Sequence[ReadText], prune: Prune, retrieve
     return share, len(covered & question.supporting) / len(question.supporting)
 
 
+def draw(means: Mapping[str, Sequence[float]], file: Path) -> None:
+    """A line of recall for each method, over the share of the tokens that is kept."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for method, values in means.items():
+        axes.plot([100 * share for share in SHARES], values, marker="o", markersize=3, label=method)
+    axes.set(xlabel="tokens kept, %", ylabel="supporting sentences kept", ylim=(0.35, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("hotpotqa", type=Path)
     parser.add_argument("--embedding", type=Path, help="folder of an embedding model to compare with")
+    parser.add_argument("--curve", type=Path, help="a picture of the recall at each share of the tokens")
     parser.add_argument("--part", type=int, default=2)
     parser.add_argument("--examples", type=int, default=50)
     options = parser.parse_args()
@@ -167,9 +182,14 @@ def main() -> None:
         add("leading sentences", question, {sentence: -sentence[1] for sentence in sentences})
     print("| share of tokens | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |")
     print("| --- |" + " --- |" * len(SHARES))
-    for method, values in curves.items():
-        means = [sum(of_share) / len(values) for of_share in zip(*values, strict=True)]
-        print(f"| {method} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+    means = {
+        method: [sum(of_share) / len(values) for of_share in zip(*values, strict=True)]
+        for method, values in curves.items()
+    }
+    for method, of_method in means.items():
+        print(f"| {method} | " + " | ".join(f"{mean:.3f}" for mean in of_method) + " |")
+    if options.curve:
+        draw(means, options.curve)
     for threshold, outcomes in by_threshold.items():
         kept, recall = (sum(values) / len(outcomes) for values in zip(*outcomes, strict=True))
         print(f"prune={threshold}: {kept:.1%} of the tokens, {recall:.3f} of the supporting sentences")
