@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Literal, NotRequired, cast
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias, cast
 
 try:
     from langchain.agents.middleware import (
@@ -20,20 +20,14 @@ except ImportError as error:
     ) from error
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AnyMessage
-from typing_extensions import TypedDict
 
 from langchain_qrhead.messages import check_budget, explain_trimming
 from langchain_qrhead.tokens import TokenCounter, TokenCounts
 from qrhead_rag.frameworks.conversation import KEEP_LAST
 from qrhead_rag.frameworks.history import HistoryScorerOptions
 
-
-class Reason(TypedDict):
-    """Why a message was shown; the fields are those of `KeptMessage`."""
-
-    kind: str
-    evidence: float | None
-    reason: str
+Reason: TypeAlias = dict[str, str | float | None]
+"""Why a message was shown: kind, evidence and reason, as `KeptMessage` has them."""
 
 
 class MemoryState(AgentState[ResponseT]):
