@@ -72,12 +72,13 @@ def encode_passages(
     pieces: dict[str, dict[int, Piece]] = {text: {} for text in texts}
     left = Counter(piece.text for piece in to_run)
     total = sum(len(piece.ids) for piece in to_run)
-    batch_tokens, ran = context.options.batch_tokens or batch_tokens_of(context.reader.device), False
+    batch_tokens = context.options.batch_tokens or batch_tokens_of(context.reader.device)
+    ran = False
     with progress_bar(total, "encoding", "token", show_progress) as advance:
         for batch in batches(to_run, batch_tokens, opening):
             if ran and any(_key(piece) not in store.pieces for piece in batch):
                 context.lock.give_way()
-                batch_tokens, ran = context.options.batch_tokens or batch_tokens_of(context.reader.device), False
+                ran = False
             known = {key: encoded for key in map(_key, batch) if (encoded := store.pieces.get(key)) is not None}
             missing = [piece for piece in batch if _key(piece) not in known]
             if missing:
