@@ -181,15 +181,17 @@ class EncodedPassages:
         prune: Prune | float | None = None,
     ) -> Ranking:
         """The documents ordered by score, cut to what is asked for, as `QRRetriever.rank` does."""
-        selection = Selection(
+        return self.rank_queries(
+            [query],
             top_n=top_n,
             min_share=min_share,
             max_tokens=max_tokens,
+            token_counter=token_counter,
             order=order,
             min_evidence=min_evidence,
             fallback=fallback,
-        )
-        return self._rank([query], selection, token_counter, prune)[0]
+            prune=prune,
+        )[0]
 
     def rank_queries(
         self,
@@ -215,29 +217,7 @@ class EncodedPassages:
             min_evidence=min_evidence,
             fallback=fallback,
         )
-        return self._rank(list(queries), selection, token_counter, prune)
-
-    def rank_many(self, queries: Sequence[str], **options: Any) -> list[Ranking]:
-        """The former name of `rank_queries`."""
-        warnings.warn("rank_many is now called rank_queries", DeprecationWarning, stacklevel=2)
-        return self.rank_queries(queries, **options)
-
-    def _ask(self, queries: Sequence[str]) -> Answer:
-        """What each query finds in the list; queries of threads that wait for the lock meanwhile share its passes."""
-        return self._waiting.ask([check_query(query) for query in queries], self._read)
-
-    def _read(self, queries: Sequence[str]) -> Answer:
-        passages, truncated = self._passages, self._list.truncated
-        return Answer(self._list.ask(queries), passages, truncated)
-
-    def _rank(
-        self,
-        queries: Sequence[str],
-        selection: Selection,
-        token_counter: Callable[[str], int] | None,
-        prune: Prune | float | None,
-    ) -> list[Ranking]:
-        prune = Prune.of(prune)
+        prune, queries = Prune.of(prune), list(queries)
         readings, passages, truncated = self._ask(queries)
         counts = self._context.token_counts(passages, selection, token_counter)
         return [
@@ -255,6 +235,19 @@ class EncodedPassages:
             )
             for query, reading in zip(queries, readings, strict=True)
         ]
+
+    def rank_many(self, queries: Sequence[str], **options: Any) -> list[Ranking]:
+        """The former name of `rank_queries`."""
+        warnings.warn("rank_many is now called rank_queries", DeprecationWarning, stacklevel=2)
+        return self.rank_queries(queries, **options)
+
+    def _ask(self, queries: Sequence[str]) -> Answer:
+        """What each query finds in the list; queries of threads that wait for the lock meanwhile share its passes."""
+        return self._waiting.ask([check_query(query) for query in queries], self._read)
+
+    def _read(self, queries: Sequence[str]) -> Answer:
+        passages, truncated = self._passages, self._list.truncated
+        return Answer(self._list.ask(queries), passages, truncated)
 
     def _index(self, document: int | str) -> int:
         if isinstance(document, str):
