@@ -59,6 +59,16 @@ def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
     )
 
 
+def layer_list(decoder: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """A decoder's own list of layers, and its name within the decoder.
+
+    >>> name, layers = layer_list(find_decoder(model))
+    >>> name, len(layers)
+    ('layers', 4)
+    """
+    return next((name, part) for name, part in decoder.named_children() if isinstance(part, nn.ModuleList))
+
+
 def cache_argument(decoder: PreTrainedModel) -> str:
     """The name of a decoder's argument for keys and values: `past_key_values`, since transformers 5.24 `cache`."""
     return "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"

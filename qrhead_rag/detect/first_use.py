@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
 
 from qrhead_rag.core.heads import DEFAULT_READOUTS, HeadChooser, HeadSet, Mode, ModelShape, Readout, heads_of_layers
-from qrhead_rag.core.model_view import find_decoder
+from qrhead_rag.core.model_view import find_decoder, layer_list
 from qrhead_rag.datasets.encyclopedia import load_encyclopedia
 from qrhead_rag.detect.finding import best_detection, check_worth, controls, layers_to_search
 from qrhead_rag.detect.report import DetectionOptions
@@ -112,7 +111,7 @@ def _fingerprint(loaded: LoadedModel) -> str:
 
 
 def _weights_of(loaded: LoadedModel) -> int:
-    layers = next(part for part in find_decoder(loaded.model).children() if isinstance(part, nn.ModuleList))
+    _, layers = layer_list(find_decoder(loaded.model))
     searched = layers[: loaded.heads.max_layer + 1]
     return sum(weight.numel() for weight in searched.parameters())
 

@@ -3,10 +3,9 @@
 import hashlib
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from qrhead_rag.core.model_view import find_decoder
+from qrhead_rag.core.model_view import find_decoder, layer_list
 
 _SAMPLE = 64  # numbers of each tensor
 
@@ -25,9 +24,9 @@ def weights_fingerprint(model: PreTrainedModel, num_layers: int) -> str:
     True
     """
     decoder, digest = find_decoder(model), hashlib.sha256()
-    parts = dict(decoder.named_children())
-    layers = next(name for name, part in parts.items() if isinstance(part, nn.ModuleList))
-    before = [*parts][: [*parts].index(layers)]  # what stands behind the layers, such as the last norm, does not run
+    layers, _ = layer_list(decoder)
+    parts = [name for name, _ in decoder.named_children()]
+    before = parts[: parts.index(layers)]  # what stands behind the layers, such as the last norm, does not run
     for name, weight in decoder.state_dict().items():
         part, _, inner = name.partition(".")
         if part not in before and not (part == layers and int(inner.partition(".")[0]) < num_layers):
