@@ -27,7 +27,6 @@ from qrhead_rag.cli.options import (
 )
 from qrhead_rag.cli.output import one_line_errors
 from qrhead_rag.core.heads import HeadSet, shipped_head_sets
-from qrhead_rag.core.pruning import Prune
 from qrhead_rag.show.ink import printable
 
 if TYPE_CHECKING:
@@ -70,6 +69,8 @@ def rank(
     """Rank the documents of a file by the query's attention to them. Lines count from 1, with the blank ones."""
     with one_line_errors():
         to_keep = selection.validated()
+        from qrhead_rag.core.pruning import Prune
+
         unpruned = prune is None and prune_tokens is None
         pruning = None if unpruned else Prune(min_share=prune, max_tokens=prune_tokens)
         content, name, read_as = _read(file, file_format)
