@@ -229,17 +229,13 @@ def calibrate(pairs: Sequence[EvidencePair], max_wrong: float | None = None) -> 
             f"lists with and without a relevant passage are not told apart: area under the ROC curve {area.mean:.2f}, "
             f"expected at least {LEAST_AUC}"
         )
-    if reason is not None:
-        return Calibration(
-            floor=None, reason=reason, auc=area, kept=None, passed_on=None, num_with=counts[0], num_without=counts[1]
-        )
-    held_out = _held_out(pairs, max_wrong)
+    held_out = None if reason else _held_out(pairs, max_wrong)
     return Calibration(
-        floor=choose_floor(pairs, max_wrong).floor,
-        reason=None,
+        floor=choose_floor(pairs, max_wrong).floor if held_out else None,
+        reason=reason,
         auc=area,
-        kept=held_out.kept,
-        passed_on=held_out.passed_on,
+        kept=held_out.kept if held_out else None,
+        passed_on=held_out.passed_on if held_out else None,
         num_with=counts[0],
         num_without=counts[1],
     )
