@@ -10,14 +10,14 @@ import argparse
 import json
 import random
 import statistics
-import time
 from collections.abc import Iterator
 from importlib import resources
 from itertools import count, islice
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
+from benchmarks.cross_encoder import CONFIG, seconds
 from qrhead_rag import QRRetriever
 
 HEADS = [(17, 3), (17, 4), (18, 6), (18, 7)]
@@ -44,12 +44,6 @@ def median(seconds: list[float]) -> float:
     return statistics.median(seconds)
 
 
-def timed(work) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passages", type=int, default=80)
@@ -70,10 +64,7 @@ def main() -> None:
     queries = [f"Who keeps the key of store {number} and when is it open?" for number in range(options.runs)]
     listwise_list, late_list = warm.encode(documents), late.encode(documents)
     independent.encode(documents)
-    config = BertConfig(
-        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=1
-    )
-    cross_encoder = BertForSequenceClassification._from_config(config, attn_implementation="sdpa").eval()
+    cross_encoder = BertForSequenceClassification._from_config(CONFIG, attn_implementation="sdpa").eval()
     pairs = [torch.randint(1000, 20000, (1, 20 + cold.count_tokens(document))) for document in documents]
 
     @torch.no_grad()
@@ -89,12 +80,12 @@ def main() -> None:
     listwise_list.rank("warm up"), late_list.rank("warm up")
     for run, query in enumerate(queries):
         if run < options.cold_runs:
-            times["cold"].append(timed(lambda query=query: cold.rank(query, documents)))
+            times["cold"].append(seconds(lambda query=query: cold.rank(query, documents)))
             order = random.Random(run).sample(shuffled, len(shuffled))
-            times["independent"].append(timed(lambda query=query, order=order: independent.rank(query, order)))
-        times["warm"].append(timed(lambda query=query: listwise_list.rank(query)))
-        times["late"].append(timed(lambda query=query: late_list.rank(query)))
-        times["cross"].append(timed(cross_encode))
+            times["independent"].append(seconds(lambda query=query, order=order: independent.rank(query, order)))
+        times["warm"].append(seconds(lambda query=query: listwise_list.rank(query)))
+        times["late"].append(seconds(lambda query=query: late_list.rank(query)))
+        times["cross"].append(seconds(cross_encode))
     for name, against, least in [
         ("warm", "cold", 15),
         ("independent", "cold", 10),
