@@ -19,16 +19,9 @@ from qrhead_rag.ranking.explanation import ExplainedPassage, TokenContribution
 from qrhead_rag.ranking.result import RankedPassage, Ranking
 from qrhead_rag.show.terminal import shade_passage, strongest_tokens
 from tests.helpers.modes import MODES
-from tests.helpers.tiny import save_tiny
 
 QUERY = "how many ships passed"
 TEXTS = ["The keeper paints the door.", "Forty ships passed on Monday.", "The lamp burns oil.", "Fog came at noon."]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny model on disk, as `--model` takes it."""
-    return str(save_tiny(tmp_path_factory.mktemp("tiny-model")))
 
 
 @pytest.fixture

@@ -8,14 +8,8 @@ from typer.testing import CliRunner
 from qrhead_rag.cli import app
 from qrhead_rag.ranking import encoding
 from qrhead_rag.ranking.byte_store import SqliteStore
-from tests.helpers.tiny import save_tiny
 
 TEXTS = ["The keeper paints the door.", "Forty ships passed on Monday.", "The lamp burns oil.", "Fog came at noon."]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return str(save_tiny(tmp_path_factory.mktemp("tiny-model")))
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 
 from qrhead_rag.models.lock import TurnLock
+from tests.helpers.interruptions import interrupted_at
 
 WAIT = 30  # seconds, in which a thread that is going to run has run
 
@@ -151,25 +151,6 @@ def test_it_is_not_waited_for_longer_than_asked():
     assert lock._line == []
     assert lock.acquire(blocking=False)
     lock.release()
-
-
-@contextmanager
-def interrupted_at(at):
-    """Raise KeyboardInterrupt at the `at`-th place where Python looks for signals; None counts them only."""
-    seen = [0]
-
-    def look(frame, event, argument):
-        if event in ("call", "c_return"):
-            seen[0] += 1
-            if seen[0] == at:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-    try:
-        sys.setprofile(look)
-        yield seen
-    finally:
-        sys.setprofile(None)
 
 
 def take(lock):

@@ -7,7 +7,6 @@ as fresh ones do.
 import importlib
 import random
 import signal
-import sys
 import threading
 import warnings
 import weakref
@@ -25,6 +24,7 @@ from qrhead_rag.ranking.store import store_of
 from qrhead_rag.ranking.warn import warn_caller
 from qrhead_rag.ranking.windows import is_out_of_memory
 from tests.core.test_attention import snapshot
+from tests.helpers.interruptions import interrupted_at
 from tests.helpers.modes import MODES
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 from tests.helpers.warned import warnings_of_call
@@ -191,41 +191,19 @@ def test_a_list_that_was_stopped_answers_as_a_fresh_one(model, mode):
     assert at > 2, "there was something to stop"
 
 
-# A stop anywhere: interruptions come when a function is called or when one written in C returns.
-
-
-@contextmanager
-def interrupted(at):
-    """Raise KeyboardInterrupt at the `at`-th place where Python looks for signals; None counts them only."""
-    seen = [0]
-
-    def look(frame, event, argument):
-        if event in ("call", "c_return"):
-            seen[0] += 1
-            if seen[0] == at:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-    try:
-        sys.setprofile(look)
-        yield seen
-    finally:
-        sys.setprofile(None)
-
-
 @every_mode
 @pytest.mark.slow
 def test_an_interruption_anywhere_leaves_everything_usable(model, fresh, mode):
     rng = random.Random(0)
     for action in ACTIONS.values():
-        with interrupted(None) as seen:
+        with interrupted_at(None) as seen:
             action(make(model, mode))
         retriever, before = make(model, mode, cache_bytes=200_000), str(snapshot(model))
         for at in sorted(rng.sample(range(1, seen[0]), 16)):
             store_of(retriever).clear()
             free = True
             try:
-                with interrupted(at):
+                with interrupted_at(at):
                     action(retriever)
             except KeyboardInterrupt:
                 free = lock_is_free(retriever)  # while the stack is held
@@ -242,13 +220,13 @@ def test_an_interruption_anywhere_in_a_change_leaves_the_list_one_or_the_other(m
     retriever = make(model, mode)
     wanted = {len(texts): retriever.score(QUERY, texts) for texts in (DOCUMENTS, DOCUMENTS + MORE)}
     encoded = retriever.encode(DOCUMENTS)
-    with interrupted(None) as seen:
+    with interrupted_at(None) as seen:
         encoded.extend(MORE)
     # Every place, but those deep within a tokenizer's C code that are all alike: the last ones say what is changed.
     for at in [*range(1, seen[0], 9), *range(max(1, seen[0] - 40), seen[0] + 1)]:
         encoded = retriever.encode(DOCUMENTS)
         try:
-            with interrupted(at):
+            with interrupted_at(at):
                 encoded.extend(MORE)
         except KeyboardInterrupt:
             pass
