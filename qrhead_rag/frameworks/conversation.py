@@ -162,10 +162,10 @@ def choose_messages(
         del turns[0]
     query = query if query and query.strip() else _last_question(messages)
     conversation = _Conversation(messages, turns, query, count_tokens, max_tokens, rank_turns, cap)
-    kept = conversation.choose(keep_last)
-    for message in kept:
+    chosen = conversation.choose(keep_last)
+    for message in chosen:
         _logger.debug("message %d of %d is kept: %s", message.index, len(messages), message.reason)
-    return kept
+    return chosen
 
 
 def _last_question(messages: Sequence[Message]) -> str | None:
@@ -215,7 +215,7 @@ class _Conversation:
             self._cut(last, least)
             least = self._count([last])
         left = self._max_tokens - least
-        kept: dict[int, Kind] = {last: "last turn"}
+        kinds: dict[int, Kind] = {last: "last turn"}
         if last and left > 0:
             alone = [self._count([turn]) for turn in range(last)]
             request = self._request if self._cap else (sum(alone) + least - whole) // last
@@ -224,36 +224,36 @@ class _Conversation:
                 costs = [min(tokens, self._limit) for tokens in costs]
             self._older = [turn for turn in range(last) if costs[turn] <= self._max_tokens]
             if self._cap and sum(costs) <= left:
-                kept = dict.fromkeys(range(last, -1, -1), "fits")
+                kinds = dict.fromkeys(range(last, -1, -1), "fits")
             else:
-                self._fill(kept, costs, left, keep_last)
-            self._cut_older(kept, alone)
-        while len(kept) > 1 and self._count(kept) > self._max_tokens:  # where turns cost more together than alone
-            kept.popitem()
-        return self._kept(kept)
+                self._fill(kinds, costs, left, keep_last)
+            self._cut_older(kinds, alone)
+        while len(kinds) > 1 and self._count(kinds) > self._max_tokens:  # where turns cost more together than alone
+            kinds.popitem()
+        return self._kept(kinds)
 
-    def _fill(self, kept: dict[int, Kind], costs: Sequence[int], left: int, keep_last: int) -> None:
+    def _fill(self, kinds: dict[int, Kind], costs: Sequence[int], left: int, keep_last: int) -> None:
         """Keep turns before the last in what is left of the budget: recent ones, then relevant ones."""
         last = len(self._turns) - 1
         recent = len(self._turns[last])
         for turn in range(last - 1, -1, -1):
             if (self._query is not None and recent >= keep_last) or costs[turn] > left:
                 break
-            kept[turn] = "recent"
+            kinds[turn] = "recent"
             recent += len(self._turns[turn])
             left -= costs[turn]
-        if self._query is not None and any(costs[turn] <= left for turn in self._older if turn not in kept):
+        if self._query is not None and any(costs[turn] <= left for turn in self._older if turn not in kinds):
             for turn in (self._older[index] for index in self._ranking.order):
-                if turn not in kept and costs[turn] <= left:
-                    kept[turn] = "relevant"
+                if turn not in kinds and costs[turn] <= left:
+                    kinds[turn] = "relevant"
                     left -= costs[turn]
 
-    def _cut_older(self, kept: dict[int, Kind], alone: Sequence[int]) -> None:
+    def _cut_older(self, kinds: dict[int, Kind], alone: Sequence[int]) -> None:
         """Cut the kept turns before the last that are over the cap; those that cannot be cut to it are left out."""
-        for turn in [turn for turn in kept if turn < len(alone)]:
+        for turn in [turn for turn in kinds if turn < len(alone)]:
             over = self._cap and alone[turn] - self._request > self._limit
             if over and not self._cut(turn, alone[turn]):
-                del kept[turn]
+                del kinds[turn]
 
     def _with_system(self, turns: Iterable[int]) -> list[int]:
         return sorted([*self._system, *(index for turn in turns for index in self._turns[turn])])
@@ -323,7 +323,7 @@ class _Conversation:
 
     def _kept(self, kinds: Mapping[int, Kind]) -> list[KeptMessage]:
         """The messages of the turns that are kept, with their reasons."""
-        kept = [KeptMessage(index, "system") for index in self._system]
+        shown = [KeptMessage(index, "system") for index in self._system]
         for turn, kind in kinds.items():
             evidence = None
             if "_ranking" in vars(self) and turn in self._older and self._ranking.scores:
@@ -331,5 +331,5 @@ class _Conversation:
             calls = {call for index in self._turns[turn] for call in self._messages[index].calls}
             for index in self._turns[turn]:
                 is_pair = kind in ("recent", "relevant") and not calls.isdisjoint(self._messages[index].answers)
-                kept.append(KeptMessage(index, "pair" if is_pair else kind, evidence, self.cuts.get(index)))
-        return sorted(kept, key=lambda message: message.index)
+                shown.append(KeptMessage(index, "pair" if is_pair else kind, evidence, self.cuts.get(index)))
+        return sorted(shown, key=lambda message: message.index)

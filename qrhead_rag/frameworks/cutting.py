@@ -125,7 +125,9 @@ def _cut(texts: Sequence[ReadText], chosen: Sequence[int], max_chars: int) -> tu
         level, of_read = fair_share(lengths, of_unread), max_chars - of_unread
         cut |= {index: keep_ends(texts[index].text, int(level)) for index in unread}
     if read and of_read > 0:
-        kept = prune_texts([texts[index] for index in read], range(len(read)), Prune(max_tokens=of_read), len)
-        for number, spans in kept.items():
+        spans_by_number = prune_texts(
+            [texts[index] for index in read], range(len(read)), Prune(max_tokens=of_read), len
+        )
+        for number, spans in spans_by_number.items():
             cut[read[number]] = cut_text(texts[read[number]].text, spans) or SIGN
     return tuple(cut.get(index, text.text) for index, text in enumerate(texts))

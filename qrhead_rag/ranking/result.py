@@ -187,8 +187,8 @@ class Ranking(Sequence[RankedPassage]):
         ]
         if prune is not None:
             texts = [read_text(*whole) for whole in zip(passages, evidence, strict=True)]
-            kept = prune_texts(texts, indices, prune, count_tokens)
-            ranked = [replace(r, kept=kept[r.index], omission=prune.omission) for r in ranked if r.index in kept]
+            spans = prune_texts(texts, indices, prune, count_tokens)
+            ranked = [replace(r, kept=spans[r.index], omission=prune.omission) for r in ranked if r.index in spans]
         return cls(query, tuple(ranked), mode, windowed, list_evidence, abstained, tuple(evidence))
 
     @property

@@ -142,7 +142,7 @@ def explain_trimming(
     cap = None
     if max_turn_tokens is not None:
         cap = TurnCap(max_turn_tokens, count_cut, lambda index: count_alone([conversation[index]]))
-    kept = choose_messages(
+    chosen = choose_messages(
         read_messages(conversation),
         query,
         count_tokens=lambda indices: count_tokens([conversation[index] for index in indices]),
@@ -152,7 +152,7 @@ def explain_trimming(
         start_on_user=start_on == "human",
         cap=cap,
     )
-    return [(with_texts(conversation[why.index], why.parts), why) for why in kept]
+    return [(with_texts(conversation[why.index], why.parts), why) for why in chosen]
 
 
 def check_budget(max_tokens: int, keep_last: int, start_on: str | None, max_turn_tokens: int | None) -> None:

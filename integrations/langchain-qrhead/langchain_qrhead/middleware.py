@@ -116,7 +116,7 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
     def _trim(self, request: ModelRequest[ContextT]) -> tuple[list[AnyMessage], dict[str, Reason]]:
         system = [request.system_message] if request.system_message else []
         summary, replaced = _pending_summary(request)
-        kept = explain_trimming(
+        shown = explain_trimming(
             [*summary, *request.messages[replaced:]],
             query=None,
             count_tokens=self._counts.beside(system, [*request.tools, *_answer_schemas(request.response_format)]),
@@ -127,10 +127,10 @@ class QRHeadMemoryMiddleware(AgentMiddleware[AgentState[ResponseT], ContextT, Re
             start_on=self._start_on,
             options=self._scorer,
         )
-        trimmed = cast("list[AnyMessage]", [message for message, _ in kept[len(summary) :]])
+        trimmed = cast("list[AnyMessage]", [message for message, _ in shown[len(summary) :]])
         reasons: dict[str, Reason] = {
             message.id: {"kind": why.kind, "evidence": why.evidence, "reason": why.reason}
-            for message, why in kept
+            for message, why in shown
             if message.id
         }
         return [*request.messages[:replaced], *trimmed], reasons

@@ -86,9 +86,9 @@ class QRHeadMemory(HistoryScorerOptions, Memory):
         share = self.chat_history_token_ratio if self.memory_blocks else 1.0
         query = input.content if isinstance(input, ChatMessage) else input
         with warnings_of_threads():
-            kept = await asyncio.to_thread(self._choose, history, query, int(limit * share))
-        messages = [_with_texts(history[why.index], why.parts) for why in kept]
-        self._last_reasons = tuple(kept)
+            chosen = await asyncio.to_thread(self._choose, history, query, int(limit * share))
+        messages = [_with_texts(history[why.index], why.parts) for why in chosen]
+        self._last_reasons = tuple(chosen)
         selection = self.model_copy(update={"sql_store": _SelectedMessages(messages), "token_limit": limit})
         return await Memory.aget(selection, input=input, **block_kwargs)
 
