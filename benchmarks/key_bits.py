@@ -21,7 +21,7 @@ from qrhead_rag import LabelledExample, QRRetriever
 from qrhead_rag.datasets.load import load_examples, ordered, sample_examples
 from qrhead_rag.evaluate.metrics import confidence_interval, ndcg_of_scores, paired_test
 from qrhead_rag.ranking.encoded import EncodedPassages
-from qrhead_rag.ranking.pieces import PassagePieces
+from qrhead_rag.ranking.pieces import PassagePieces, Piece
 from qrhead_rag.ranking.quantized import dequantize, quantize
 
 
@@ -42,43 +42,46 @@ STORES: dict[str, tuple[int, str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-def with_keys(encoded: EncodedPassages, rounding: Callable[[Tensor], Tensor], of: dict[str, PassagePieces]) -> None:
+def with_keys(
+    encoded: EncodedPassages, rounding: Callable[[Tensor], Tensor], of: dict[str, PassagePieces], head_size: int
+) -> None:
     """Replace the keys of an encoded list by rounded ones of those that it was encoded with."""
+
+    def rounded_piece(piece: Piece) -> Piece:
+        (tokens_first,) = piece.keys  # (1, tokens, key heads * head size)
+        by_head = rounding(tokens_first[0].unflatten(1, (-1, head_size)).transpose(0, 1))
+        return replace(piece, keys=(by_head.transpose(0, 1).flatten(1)[None],))
+
     encoded._list._passages = {
-        text: PassagePieces(
-            tuple(
-                replace(piece, keys={layer: rounding(keys) for layer, keys in piece.keys.items()})
-                for piece in passage.pieces
-            )
-        )
-        for text, passage in of.items()
+        text: PassagePieces(tuple(map(rounded_piece, passage.pieces))) for text, passage in of.items()
     }
     encoded._list._baseline = None
 
 
-def bytes_of_token(passages: list[PassagePieces], bits: int, scales: str) -> float:
+def bytes_of_token(passages: list[PassagePieces], bits: int, scales: str, head_size: int) -> float:
     """Bytes of keys and scales for each token."""
     pieces = [piece for passage in passages for piece in passage.pieces]
     tokens = sum(len(piece.offsets) for piece in pieces)
-    total = 0.0
-    for keys in (keys for piece in pieces for keys in piece.keys.values()):
-        total += keys.numel() * bits / 8 + {"none": 0, "head": 2, "dimension": 2 * keys.shape[2]}[scales] * len(keys)
-    return total / tokens
+    dimensions = pieces[0].keys[0].shape[2]
+    of_piece = {"none": 0, "head": 2 * dimensions // head_size, "dimension": 2 * dimensions}[scales]
+    return dimensions * bits / 8 + of_piece * len(pieces) / tokens
 
 
 def measure(retriever: QRRetriever, eight_bits: QRRetriever, name: str, examples: list[LabelledExample]) -> None:
+    config = retriever.model.config
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     values: dict[str, list[float]] = {store: [] for store in STORES}
     sizes: dict[str, list[float]] = {store: [] for store in STORES}
     for number, example in enumerate(examples):
         encoded = retriever.encode(example.documents).encode()
         passages = encoded._list._passages
         for store, (bits, scales, rounding) in STORES.items():
-            with_keys(encoded, rounding, passages)
+            with_keys(encoded, rounding, passages, head_size)
             scores = encoded.score(example.query)
             if store == "int8" and number == 0:  # the simulation is the option
                 assert eight_bits.score(example.query, example.documents) == scores
             values[store].append(float(ndcg_of_scores(torch.tensor([scores]), example)))
-            sizes[store].append(bytes_of_token(list(passages.values()), bits, scales))
+            sizes[store].append(bytes_of_token(list(passages.values()), bits, scales, head_size))
     print(f"{name}: {len(examples)} lists", flush=True)
     for store, of_lists in values.items():
         interval, against = confidence_interval(of_lists), paired_test(of_lists, values["float16"])

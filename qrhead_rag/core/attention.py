@@ -7,7 +7,7 @@ float32, for those rows and heads alone. No layer above the last selected head r
 attention.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -171,7 +171,7 @@ class HeadReader:
         *,
         prefix: QueryPrefix | None = None,
         key_positions: Tensor | None = None,
-        late_keys: Mapping[int, Tensor] | None = None,
+        late_keys: Tensor | None = None,
         late_positions: Tensor | None = None,
         hidden: int = 0,
         see_all: bool = False,
@@ -186,8 +186,8 @@ class HeadReader:
             parts: query part, null-query part, and so on.
             prefix: rows that every part begins with, and goes on after, as `run_prefix` ran them after this cache.
             key_positions: position of each cached token where it is not its index. Shape: (tokens,)
-            late_keys: per layer, keys that only the selected heads see, after the cached ones (late interaction), as
-                `keys_for_heads` returns them. Shape: (key heads, late tokens, head size)
+            late_keys: keys that only the selected heads see, after the cached ones (late interaction), as
+                `keys_for_heads` gives them. Shape: (late tokens, dimensions)
             late_positions: their positions. Shape: (late tokens,)
             hidden: first cached tokens that the heads' attention is read without, as if they were not there; the
                 layers themselves see them.
@@ -200,8 +200,10 @@ class HeadReader:
         cached = cache.get_seq_length()
         positions = [torch.arange(cached) if key_positions is None else key_positions.cpu()]
         positions += [] if late_positions is None else [late_positions.cpu()]
-        context = Context(torch.cat(positions).to(self.device), cached, late_keys or {}, hidden, see_all)
-        return torch.cat([self._read_pass(cache, prefix, context, group) for group in group_parts(parts)], dim=1)
+        late_by_layer = {} if late_keys is None else self._by_layer(late_keys, cache)
+        context = Context(torch.cat(positions).to(self.device), cached, late_by_layer, hidden, see_all)
+        passes = [self._read_pass(cache, prefix, context, group) for group in group_parts(parts)]
+        return torch.cat(passes, dim=1) if len(passes) > 1 else passes[0]
 
     @torch.no_grad()
     def run_prefix(self, cache: DynamicCache, ids: Sequence[int], position: int) -> QueryPrefix:
@@ -244,21 +246,33 @@ class HeadReader:
             )
         return reading
 
-    def keys_for_heads(self, layer_keys: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Of all layers' keys, those that the selected heads look at.
+    def keys_for_heads(self, layer_keys: Sequence[Tensor]) -> Tensor:
+        """Of all layers' keys, those that the selected heads look at, side by side: a row for each token.
 
         Args:
             layer_keys: keys of every layer up to the last selected head.
                 Shape: each (..., key heads, tokens, head size)
 
         Returns:
-            Per layer with selected heads. Shape: each (..., key heads needed, tokens, head size)
+            Layer by layer, and key head by key head. Shape: (..., tokens, dimensions)
         """
-        needed = {}
-        for layer, heads in self._heads_by_layer.items():
+        needed = []
+        for layer, heads in sorted(self._heads_by_layer.items()):
             keys = layer_keys[layer]
-            needed[layer] = keys[..., key_heads(heads, self._num_heads // keys.shape[-3]), :, :]
-        return needed
+            keys = keys[..., key_heads(heads, self._num_heads // keys.shape[-3]), :, :]
+            needed.append(keys.transpose(-3, -2).flatten(-2).to(self.device))  # (..., tokens, key heads * head size)
+        return torch.cat(needed, dim=-1)
+
+    def _by_layer(self, late_keys: Tensor, cache: DynamicCache) -> dict[int, Tensor]:
+        """Views of what `keys_for_heads` gave. Shape: each (key heads needed, late tokens, head size)"""
+        by_layer, start = {}, 0
+        for layer, heads in sorted(self._heads_by_layer.items()):
+            _, num_key_heads, _, size = cache.layers[layer].keys.shape
+            needed = len(key_heads(heads, self._num_heads // num_key_heads))
+            end = start + needed * size
+            by_layer[layer] = late_keys[:, start:end].view(-1, needed, size).transpose(0, 1)
+            start = end
+        return by_layer
 
     @property
     def device(self) -> torch.device:
@@ -300,15 +314,16 @@ def _rows_of_pass(parts: Sequence[Rows], before: int, device: torch.device) -> P
         for rows in part.rows_by_reading
     ]
     read = sorted({row for rows in readings for row in rows})
-    averages = None
-    if readings != [[row] for row in read]:
-        averages = torch.zeros(len(readings), len(part_of))
-        for number, rows in enumerate(readings):
-            averages[number, rows] = 1 / len(rows)
-        averages = averages[:, read].to(device)
+    several = [number for number, rows in enumerate(readings) if len(rows) > 1]
+    averages = torch.zeros(len(several), len(part_of))
+    for average, number in zip(averages, several, strict=True):
+        average[readings[number]] = 1 / len(readings[number])
+    index_of = {row: index for index, row in enumerate(read)}
     return PassRows(
         positions=torch.cat(positions).to(device),
         same_part=((part_of[:, None] == part_of) | (part_of == -1)).to(device),
         read=torch.tensor(read, device=device),
-        averages=averages,
+        first=torch.tensor([index_of[rows[0]] for rows in readings], device=device),
+        several=torch.tensor(several, dtype=torch.long, device=device),
+        averages=averages[:, read].to(device),
     )

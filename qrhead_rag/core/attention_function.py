@@ -52,14 +52,17 @@ class PassRows:
         positions: of each row. Shape: (rows,)
         same_part: which rows see each other, as far as the model lets them. Shape: (rows, rows)
         read: indices of the rows whose attention is read. Shape: (rows read,)
-        averages: weights that take the mean over the rows of each reading; None where each reading is of one row, in
-            their order. Shape: (readings, rows read)
+        first: of each reading, the first of its rows, as an index in `read`. Shape: (readings,)
+        several: the readings that are the mean of several rows. Shape: (means,)
+        averages: weights that take these means. Shape: (means, rows read)
     """
 
     positions: Tensor
     same_part: Tensor
     read: Tensor
-    averages: Tensor | None
+    first: Tensor
+    several: Tensor
+    averages: Tensor
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,18 @@ def _read_layer(
     queries, keys = _queries_and_keys(reading, layer, query, key)
     # 3. Weights as the family's eager attention computes them, averaged over the rows of each reading.
     weights = eager_weights(module, heads, queries, keys, additive, options)  # (1, heads, rows read, tokens + rows)
-    of_rows, averages = weights[0, :, :, : len(reading.context.positions)], reading.rows.averages
-    return of_rows if averages is None else averages.to(of_rows.device) @ of_rows
+    return _readings(reading.rows, weights[0, :, :, : len(reading.context.positions)])
+
+
+def _readings(rows: PassRows, attention: Tensor) -> Tensor:
+    """The mean over the rows of each reading. Shape: (heads, rows read, tokens) -> (heads, readings, tokens)"""
+    first, several, averages = (each.to(attention.device) for each in (rows.first, rows.several, rows.averages))
+    if len(several) == len(first):
+        return averages @ attention
+    readings = attention[:, first]
+    if len(several):
+        readings[:, several] = averages @ attention
+    return readings
 
 
 def _additive_mask(reading: RowReading, layer: int, module: nn.Module, mask: Tensor | None) -> Tensor:
@@ -210,10 +223,11 @@ def _queries_and_keys(reading: RowReading, layer: int, query: Tensor, key: Tenso
     keys = key[:, [head // group for head in heads]].float()
     if layer in context.late_keys:
         late_heads = key_heads(heads, group)  # the key heads that `keys_for_heads` gave
-        late = context.late_keys[layer][[late_heads.index(head // group) for head in heads]]
         start, end = context.cached, len(context.positions)
         joined = keys.new_empty(1, len(heads), keys.shape[2] + end - start, keys.shape[3])
-        joined[:, :, :start], joined[:, :, start:end], joined[:, :, end:] = keys[:, :, :start], late, keys[:, :, start:]
+        joined[:, :, :start], joined[:, :, end:] = keys[:, :, :start], keys[:, :, start:]
+        for number, head in enumerate(heads):  # each copied once, from its place between other heads' keys
+            joined[0, number, start:end] = context.late_keys[layer][late_heads.index(head // group)]
         keys = joined
     queries = reading.queries[layer] = query[:, heads].float()
     if layer in reading.prefix_queries:

@@ -27,7 +27,7 @@ is ranked first:
     (9)  evidence of the list = mean over h of z_h(first document)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -157,26 +157,26 @@ def evidence(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: in
     >>> peaks.tolist()
     [[0.125, 0.125]]
     """
-    share_out = _evidence_by_document if rows.device.type == "cpu" else _evidence_by_head
+    share_out = _evidence_by_run if rows.device.type == "cpu" else _evidence_by_head
     return share_out(rows, prior, document_of, num_documents)
 
 
-def _evidence_by_document(
-    rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int
-) -> tuple[Tensor, Tensor]:
-    """`evidence` a document at a time, whose attention stays in the processor's cache."""
+def _evidence_by_run(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
+    """`evidence` by the runs of tokens that documents are, which a processor reduces faster than by index."""
     documents, lengths = document_of.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
-    of_documents = (attention.split_with_sizes(lengths.tolist(), dim=-1) for attention in (rows, prior[:, None]))
-    contributions, peaks = [], rows.new_zeros(len(rows), num_documents)
-    for document, of_rows, of_prior in zip(documents.tolist(), *of_documents, strict=True):
-        beyond = of_rows - of_prior  # (heads, rows, tokens)
-        gain = beyond.sum(dim=-1, keepdim=True).clamp_(min=0) if document != OUTSIDE else 0.0  # (heads, rows, 1)
-        beyond.clamp_(min=0)
-        if document != OUTSIDE:
-            peaks[:, document] = beyond.amax(dim=-1).mean(dim=1)
-        total = beyond.sum(dim=-1, keepdim=True)  # at least the gain
-        contributions.append(beyond.mul_(gain / total.where(total > 0, 1.0)).mean(dim=1))
-    return torch.cat(contributions, dim=-1), peaks
+    inside = documents != OUTSIDE
+    beyond = rows - prior[:, None]  # (heads, rows, tokens)
+    runs = beyond.split_with_sizes(lengths.tolist(), dim=-1)
+    gains = torch.stack([run.sum(dim=-1) for run in runs], dim=-1).clamp_(min=0)  # (heads, rows, runs)
+    gains[..., ~inside] = 0.0
+    beyond.clamp_(min=0)  # and the runs, which are views of it
+    totals = torch.stack([run.sum(dim=-1) for run in runs], dim=-1)  # at least the gains
+    peaks = rows.new_zeros(len(rows), num_documents)
+    peaks[:, documents[inside]] = torch.stack([run.amax(dim=-1) for run in runs], dim=-1)[..., inside].mean(dim=1)
+    shares = gains / totals.where(totals > 0, 1.0)
+    for run, share in zip(runs, shares.unsqueeze(-1).unbind(dim=-2), strict=True):
+        run.mul_(share)  # (heads, rows, tokens of the run) by (heads, rows, 1)
+    return beyond.mean(dim=1), peaks
 
 
 def _evidence_by_head(rows: Tensor, prior: Tensor, document_of: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
@@ -264,7 +264,7 @@ class NotFiniteError(FloatingPointError):
 
 
 def check_finite(
-    attention: Tensor, heads: Sequence[Head], document_of: Tensor, keys: Callable[[], Mapping[int, Tensor]]
+    attention: Tensor, heads: Sequence[Head], document_of: Tensor, keys: Callable[[], Iterable[Tensor]]
 ) -> None:
     """Refuse attention that is not finite.
 
@@ -272,8 +272,8 @@ def check_finite(
         attention: a(t) of each head. Shape: (heads, parts, tokens)
         heads: (layer, head) of each row of `attention`.
         document_of: index in the caller's list of each token's document, or OUTSIDE. Shape: (tokens,)
-        keys: gives those of the tokens, by layer, and is called only if something is not finite: a key that is not
-            spoils the attention to every token. Shape: each (key heads, tokens, head size)
+        keys: gives those of the tokens, layer after layer, and is called only if something is not finite: a key that
+            is not spoils the attention to every token. Shape: each (key heads, tokens, head size)
 
     Raises:
         NotFiniteError: names layer, head and the first document whose keys are not finite.
@@ -282,7 +282,7 @@ def check_finite(
         return
     row = int(torch.nonzero(~torch.isfinite(attention))[0, 0])
     layer, head = heads[row]
-    for _, of_layer in sorted(keys().items()):  # the first layer, since a later one may have spread it to other tokens
+    for of_layer in keys():  # the first layer, since a later one may have spread it to other tokens
         broken = ~torch.isfinite(of_layer).all(dim=0).all(dim=-1).cpu()  # (tokens,)
         documents = document_of[broken & (document_of != OUTSIDE)]
         if len(documents):

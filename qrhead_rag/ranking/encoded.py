@@ -220,21 +220,24 @@ class EncodedPassages:
         prune, queries = Prune.of(prune), list(queries)
         readings, passages, truncated = self._ask(queries)
         counts = self._context.token_counts(passages, selection, token_counter)
-        return [
-            Ranking.of(
+        rankings = []
+        for query, reading in zip(queries, readings, strict=True):
+            scores, evidence = reading.scores(len(passages))
+            ranking = Ranking.of(
                 query,
                 passages,
-                *reading.scores(len(passages)),
+                scores,
+                evidence,
                 selection,
                 counts,
                 self._context.mode,
                 truncated,
-                list_evidence=reading.list_evidence(),
+                list_evidence=reading.list_evidence(scores),
                 prune=prune,
                 count_tokens=token_counter or self._context.count_tokens,
             )
-            for query, reading in zip(queries, readings, strict=True)
-        ]
+            rankings.append(ranking)
+        return rankings
 
     def rank_many(self, queries: Sequence[str], **options: Any) -> list[Ranking]:
         """The former name of `rank_queries`."""

@@ -22,8 +22,8 @@ _CPU_BATCH = 1024
 _ACCELERATOR_BATCH = 4096, 65536  # at least, at most
 _BYTES_A_TOKEN = 2**20  # free memory for it: keys, values and activations of a 7B model take about 0.7 MB
 
-Keep: TypeAlias = Callable[[list[Tensor], list[Tensor]], tuple[dict[int, Tensor], dict[int, Tensor]]]
-"""What a mode keeps of the keys and values of passages that were run together: see `PerPassage`."""
+Keep: TypeAlias = Callable[[Tensor, list[Tensor], list[Tensor]], Piece]
+"""What a mode keeps of a piece, of its offsets and all keys and values: see `PerPassage`."""
 
 
 def batch_tokens_of(device: torch.device) -> int:
@@ -128,15 +128,9 @@ def _run(store: ListStore, keep: Keep, batch: Sequence[PieceToRun]) -> list[Piec
     before = ([tensor.expand(len(batch), -1, -1, -1) for tensor in tensors] for tensors in layer_tensors(opening))
     cache = context.reader.prefill(ids, cache_of(*before), context.options.prefill_tokens)
     keys, values = ([tensor[:, :, start:] for tensor in tensors] for tensors in layer_tensors(cache))
-    keys_kept, values_kept = keep(keys, values)
-    pieces = [
-        Piece(
-            torch.tensor(piece.offsets, dtype=torch.int32),
-            {layer: tensor[row, :, : len(piece.ids)].clone() for layer, tensor in keys_kept.items()},
-            {layer: tensor[row, :, : len(piece.ids)].clone() for layer, tensor in values_kept.items()},
-        )
-        for row, piece in enumerate(batch)
-    ]
-    # A scale is that of a piece alone, so that 8 bits wait until it is cut out of its batch.
-    in_8_bits = context.mode == "late" and context.options.key_dtype == "int8"
-    return [piece.quantized() for piece in pieces] if in_8_bits else pieces
+    pieces = []
+    for row, piece in enumerate(batch):
+        offsets = torch.tensor(piece.offsets, dtype=torch.int32)
+        own = ([tensor[row, :, : len(piece.ids)] for tensor in tensors] for tensors in (keys, values))
+        pieces.append(keep(offsets, *own))
+    return pieces

@@ -101,10 +101,7 @@ class ListwiseList:
 
         def attend(parts: Sequence[Rows]) -> Tensor:
             attention = context.reader.read(cache, parts)
-            keys_by_layer = dict(enumerate(layer_tensors(cache)[0]))
-            check_finite(
-                attention, context.heads, document_of, lambda: {layer: keys[0] for layer, keys in keys_by_layer.items()}
-            )
+            check_finite(attention, context.heads, document_of, lambda: (keys[0] for keys in layer_tensors(cache)[0]))
             return attention
 
         answers = ask(

@@ -4,21 +4,22 @@ Nothing in the bytes is executed when they are read. They are bound to the key t
 bytes of another passage, model or version are refused like damaged ones.
 """
 
-import hashlib
-from itertools import chain
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
 from math import prod
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor
 
 from qrhead_rag.ranking.pieces import PassagePieces, Piece
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the bytes of a passage change, so that those of another version are not read."""
 
-_CHECKSUM_BYTES = 32
+_CHECKSUM_BYTES = 4
 _LENGTH_BYTES = 4
 _ALIGNED = 8  # bytes: every tensor begins at a multiple, as views of another dtype need it
 
@@ -37,16 +38,9 @@ class _Header(BaseModel):
 
     format: int
     tokens: list[PositiveInt] = Field(min_length=1)  # of each piece
-    layers: list[int] = Field(min_length=1)
     dtype: Literal["float16", "bfloat16", "float32", "int8"]
-    shapes: list[tuple[PositiveInt, PositiveInt]]  # key heads and head size of each layer
-    scaled: bool  # whether each piece has a scale for every dimension of a key head
-
-    @model_validator(mode="after")
-    def _check_layers(self) -> Self:
-        if len(self.layers) != len(self.shapes):
-            raise ValueError(f"{len(self.layers)} layers and {len(self.shapes)} shapes; expected as many")
-        return self
+    dimensions: PositiveInt  # of the keys of all heads together
+    scaled: bool  # whether each piece has a scale for every dimension
 
 
 class _Section(NamedTuple):
@@ -57,6 +51,10 @@ class _Section(NamedTuple):
     start: int
     end: int
 
+    def of(self, payload: bytearray) -> Tensor:
+        """The tensor, which shares the memory of the bytes."""
+        return torch.frombuffer(payload, dtype=self.dtype, count=prod(self.shape), offset=self.start).view(self.shape)
+
 
 def to_bytes(key: str, passage: PassagePieces) -> bytes:
     """A passage of mode `late` as bytes.
@@ -66,24 +64,21 @@ def to_bytes(key: str, passage: PassagePieces) -> bytes:
         passage: with at least one piece; no values.
     """
     first = passage.pieces[0]
-    dtype = next(iter(first.keys.values())).dtype
     header = _Header(
         format=FORMAT,
         tokens=[len(piece.offsets) for piece in passage.pieces],
-        layers=[*first.keys],
-        dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
-        shapes=[(keys.shape[0], keys.shape[2]) for keys in first.keys.values()],
-        scaled=bool(first.scales),
+        dtype=str(first.keys[0].dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        dimensions=first.keys[0].shape[2],
+        scaled=first.scales is not None,
     )
-    sections = _sections(header)
-    payload = memoryview(bytearray(sections[-1].end))  # which takes no tensor of another size
-    tensors = chain.from_iterable(
-        (piece.offsets, *piece.keys.values(), *piece.scales.values()) for piece in passage.pieces
-    )
-    for section, tensor in zip(sections, tensors, strict=True):
-        # A view as bytes, since numpy knows no bfloat16.
-        flat = tensor.to("cpu", section.dtype).contiguous().reshape(-1).view(torch.uint8)
-        payload[section.start : section.end] = flat.numpy().tobytes()
+    sections = list(_sections(header))
+    payload = memoryview(bytearray(sections[-1][-1].end))  # which takes no tensor of another size
+    for piece, of_piece in zip(passage.pieces, sections, strict=True):
+        scales = [] if piece.scales is None else [piece.scales]
+        for section, tensor in zip(of_piece, [piece.offsets, *piece.keys, *scales], strict=True):
+            # A view as bytes, since numpy knows no bfloat16.
+            flat = tensor.to("cpu", section.dtype).contiguous().reshape(-1).view(torch.uint8)
+            payload[section.start : section.end] = flat.numpy().tobytes()
     text = header.model_dump_json().encode()
     text += b" " * (-(_CHECKSUM_BYTES + _LENGTH_BYTES + len(text)) % _ALIGNED)
     content = len(text).to_bytes(_LENGTH_BYTES, "little") + text + payload
@@ -108,49 +103,41 @@ def from_bytes(key: str, value: bytes, device: torch.device) -> PassagePieces:
         raise DamagedValueError("the checksum is another: damaged, or written for another passage")
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     try:
-        header = _Header.model_validate_json(bytes(content[_LENGTH_BYTES:start]))
+        header, sections = _parsed(bytes(content[_LENGTH_BYTES:start]))
     except ValidationError as error:
         raise DamagedValueError(f"its header cannot be read ({error})") from error
-    sections = _sections(header)
-    if header.format != FORMAT or len(content) - start != sections[-1].end:
+    if header.format != FORMAT or len(content) - start != sections[-1][-1].end:
         raise DamagedValueError(f"its format is {header.format} and its tensors have {len(content) - start} bytes")
-    on_cpu = torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8)
-    payload = on_cpu.to(device)  # at once, since each transfer to an accelerator waits
-    by_piece = len(sections) // len(header.tokens)
-    return PassagePieces(
-        tuple(
-            _piece(header.layers, on_cpu, payload, sections[first : first + by_piece])
-            for first in range(0, len(sections), by_piece)
-        )
-    )
+    payload, pieces = bytearray(content[start:]), []
+    for offsets_section, *of_keys in sections:
+        offsets = offsets_section.of(payload)
+        keys, *scales = (section.of(payload).to(device) for section in of_keys)
+        if device.type != "cpu":  # the bytes would stay in memory for the offsets alone
+            offsets = offsets.clone()
+        pieces.append(Piece(offsets, (keys,), scales=scales[0] if scales else None))
+    return PassagePieces(tuple(pieces))
 
 
-def _piece(layers: list[int], on_cpu: Tensor, payload: Tensor, sections: list[_Section]) -> Piece:
-    offsets, *tensors = (
-        data[section.start : section.end].view(section.dtype).view(section.shape)
-        for data, section in zip([on_cpu, *[payload] * (len(sections) - 1)], sections, strict=True)
-    )
-    keys, scales = tensors[: len(layers)], tensors[len(layers) :]
-    # A copy where the keys went to an accelerator: the bytes would stay in memory for the offsets alone.
-    offsets = offsets.clone() if payload is not on_cpu else offsets
-    return Piece(offsets, dict(zip(layers, keys, strict=True)), {}, dict(zip(layers, scales, strict=bool(scales))))
+@lru_cache(maxsize=1024)  # passages of one length have one header
+def _parsed(text: bytes) -> tuple[_Header, list[list[_Section]]]:
+    header = _Header.model_validate_json(text)
+    return header, list(_sections(header))
 
 
-def _sections(header: _Header) -> list[_Section]:
-    """Where the tensors of a header lie, piece by piece: offsets, the keys of each layer, the scales of each."""
-    dtype, sections, start = getattr(torch, header.dtype), [], 0
+def _sections(header: _Header) -> Iterator[list[_Section]]:
+    """Where the tensors of each piece lie: offsets, keys, scales if there are."""
+    dtype, start = getattr(torch, header.dtype), 0
     for tokens in header.tokens:
         shapes: list[tuple[torch.dtype, tuple[int, ...]]] = [(torch.int32, (tokens, 2))]
-        shapes += [(dtype, (heads, tokens, size)) for heads, size in header.shapes]
-        shapes += [(torch.bfloat16, shape) for shape in header.shapes] * header.scaled
+        shapes.append((dtype, (1, tokens, header.dimensions)))
+        shapes += [(torch.bfloat16, (1, header.dimensions))] * header.scaled
+        of_piece = []
         for kind, shape in shapes:
             end = start + prod(shape) * kind.itemsize
-            sections.append(_Section(kind, shape, start, end))
+            of_piece.append(_Section(kind, shape, start, end))
             start = end + -end % _ALIGNED
-    return sections
+        yield of_piece
 
 
 def _checksum(key: str, content: bytes | memoryview) -> bytes:
-    digest = hashlib.sha256(key.encode())
-    digest.update(content)
-    return digest.digest()
+    return zlib.crc32(content, zlib.crc32(key.encode())).to_bytes(_CHECKSUM_BYTES, "little")

@@ -31,6 +31,7 @@ from qrhead_rag.ranking.cache import content_key
 from qrhead_rag.ranking.context import check_length
 from qrhead_rag.ranking.encoding import encode_passages
 from qrhead_rag.ranking.pieces import ListedPieces, PassagePieces, Piece, check_saved_pieces, pieces_of_saved
+from qrhead_rag.ranking.quantized import quantize
 from qrhead_rag.ranking.store import ListStore
 
 
@@ -54,16 +55,13 @@ class PerPassage(ABC):
         self.truncated: frozenset[int] = frozenset()
 
     @abstractmethod
-    def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """What is kept of passages that were run together.
+    def _keep(self, offsets: Tensor, keys: list[Tensor], values: list[Tensor]) -> Piece:
+        """What is kept of a piece; `_attend` gets it back in its list.
 
         Args:
-            keys: of every layer that ran. Shape: (passages, key heads, tokens, head size) each
+            offsets: characters of each token. Shape: (tokens, 2)
+            keys: of every layer that ran, views of those of a batch. Shape: (key heads, tokens, head size) each
             values: likewise.
-
-        Returns:
-            The keys and the values that are kept, by layer, of the same shape but for the key heads. `_attend` gets
-            them back as the `pieces` of its list.
         """
 
     @abstractmethod
@@ -210,8 +208,8 @@ class PerPassage(ABC):
 class Independent(PerPassage):
     """Keeps every layer's keys and values of a passage. The query attends to all passages in every layer."""
 
-    def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        return dict(enumerate(keys)), dict(enumerate(values))
+    def _keep(self, offsets: Tensor, keys: list[Tensor], values: list[Tensor]) -> Piece:
+        return Piece(offsets, tuple(key.clone() for key in keys), tuple(value.clone() for value in values))
 
     def _attend(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
         opening = self._store.opening.cache()
@@ -231,19 +229,22 @@ class Late(PerPassage):
     The prompt up to the query meets none of them: it is run once for each position, and kept.
     """
 
-    def _keep(self, keys: list[Tensor], values: list[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        # A scale is that of a passage alone, so that 8 bits wait until it is cut out of its batch.
-        dtype = torch.float32 if self._key_dtype == torch.int8 else self._key_dtype
-        return {layer: tensor.to(dtype) for layer, tensor in self._context.reader.keys_for_heads(keys).items()}, {}
+    def _keep(self, offsets: Tensor, keys: list[Tensor], values: list[Tensor]) -> Piece:
+        of_heads = self._context.reader.keys_for_heads(keys)[None]
+        if self._key_dtype != torch.int8:
+            return Piece(offsets, (of_heads.to(self._key_dtype),))
+        rounded, scales = quantize(of_heads)
+        return Piece(offsets, (rounded,), scales=scales)
 
     def _attend(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
         opening = self._store.opening.cache()
         length = opening.get_seq_length()
+        (keys,) = listed.joined_keys()
         return self._context.reader.read(
             opening,
             parts,
             prefix=self._prefix(parts),
-            late_keys=listed.joined_keys(),
+            late_keys=keys[0],
             late_positions=listed.positions + length,
             hidden=length,
             see_all=True,
@@ -271,8 +272,7 @@ class Late(PerPassage):
             return [], {}
         contents = self._contents
         listed = ListedPieces.of(contents, self._encoded(contents))
-        opening = {f"opening.{layer}": keys for layer, keys in self._opening_keys().items()}
-        return listed.document_of_piece.tolist(), listed.tensors() | opening
+        return listed.document_of_piece.tolist(), listed.tensors() | {"opening": self._opening_keys()}
 
     def restore(self, document_of_piece: Sequence[int], tensors: dict[str, Tensor]) -> None:
         """Take over what `state` gave for a list of the same texts.
@@ -296,6 +296,8 @@ class Late(PerPassage):
         dtype: torch.dtype = getattr(torch, self._context.options.key_dtype)
         return dtype
 
-    def _opening_keys(self) -> dict[int, Tensor]:
-        """Keys of the prompt's opening by layer, not in 8 bits. Shape: (key heads, tokens, head size) each"""
-        return {layer: keys[0] for layer, keys in self._keep(*layer_tensors(self._store.opening.cache()))[0].items()}
+    def _opening_keys(self) -> Tensor:
+        """Keys of the prompt's opening, in float32 where passages have 8 bits. Shape: (tokens, dimensions)"""
+        keys_by_layer, _ = layer_tensors(self._store.opening.cache())
+        keys = self._context.reader.keys_for_heads([keys[0] for keys in keys_by_layer])
+        return keys.to(torch.float32 if self._key_dtype == torch.int8 else self._key_dtype)

@@ -1,7 +1,7 @@
 """Passages that were read one by one, in pieces if they are long, and the pieces of a list."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple, Self
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qrhead_rag.core.prompt import CONSTANT_LABEL
-from qrhead_rag.ranking.quantized import dequantize, quantize
+from qrhead_rag.ranking.quantized import dequantize
 
 # Difference of its keys, by their size, that other dtypes and quantization make: 0.03 in bfloat16, 0.5 in rough int4.
 # That of unrelated weights is about 1.4.
@@ -22,31 +22,22 @@ class Piece:
 
     Attributes:
         offsets: characters of each token, counted from the passage's label. Shape: (tokens, 2)
-        keys: by layer; under `late` only those of the selected heads. Shape: (key heads, tokens, head size) each
-        values: by layer; empty under `late`. Shape: (key heads, tokens, head size) each
-        scales: by layer, what the keys are multiples of; empty unless they are in 8 bits.
-            Shape: (key heads, head size) each
+        keys: of every layer; under `late` one tensor of the selected heads' keys, which lie side by side in it.
+            Shape: (key heads, tokens, head size) each; under `late` (1, tokens, dimensions)
+        values: of every layer; none under `late`. Shape: (key heads, tokens, head size) each
+        scales: under `late` what the keys are multiples of, if they are in 8 bits. Shape: (1, dimensions)
     """
 
     offsets: Tensor
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
-    scales: dict[int, Tensor] = field(default_factory=dict)
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...] = ()
+    scales: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        by_layer = (*self.keys.values(), *self.values.values(), *self.scales.values())
-        return sum(tensor.nbytes for tensor in (self.offsets, *by_layer))
-
-    def quantized(self) -> Self:
-        """The same with its keys in 8 bits."""
-        by_layer = {layer: quantize(keys) for layer, keys in self.keys.items()}
-        return replace(
-            self,
-            keys={layer: keys for layer, (keys, _) in by_layer.items()},
-            scales={layer: scales for layer, (_, scales) in by_layer.items()},
-        )
+        scales = () if self.scales is None else (self.scales,)
+        return sum(tensor.nbytes for tensor in (self.offsets, *self.keys, *self.values, *scales))
 
 
 @dataclass(frozen=True)
@@ -130,70 +121,61 @@ class ListedPieces:
         """
         listed = [(index, piece) for index, text in contents.items() for piece in passages[text].pieces]
         lengths = torch.tensor([len(piece.offsets) for _, piece in listed])
-        starts: dict[int, int] = {}  # the first token of each piece, where it stands first in the list
-        alike = []
-        for (_, piece), end in zip(listed, lengths.cumsum(0).tolist(), strict=True):
-            first = starts.setdefault(id(piece), end - len(piece.offsets))
-            alike.append(torch.arange(first, first + len(piece.offsets)))
+        starts = lengths.cumsum(0) - lengths  # (pieces,)
+        first_of: dict[int, int] = {}  # where each piece begins that stands first in the list
+        firsts = [
+            first_of.setdefault(id(piece), start) for (_, piece), start in zip(listed, starts.tolist(), strict=True)
+        ]
+        piece_of = torch.arange(len(listed)).repeat_interleave(lengths)
+        positions = torch.arange(len(piece_of)) - starts[piece_of]
         return cls(
             pieces=tuple(piece for _, piece in listed),
-            positions=torch.cat([torch.arange(int(length)) for length in lengths]),
-            piece_of=torch.arange(len(listed)).repeat_interleave(lengths),
+            positions=positions,
+            piece_of=piece_of,
             document_of_piece=torch.tensor([index for index, _ in listed]),
             offsets=torch.cat([piece.offsets for _, piece in listed]),
-            first_alike=torch.cat(alike),
+            first_alike=torch.tensor(firsts)[piece_of] + positions,
         )
 
-    def joined_keys(self) -> dict[int, Tensor]:
-        """Keys of all pieces in one tensor a layer; those kept in 8 bits come in float32.
+    def joined_keys(self) -> Iterator[Tensor]:
+        """What each tensor of keys is of all pieces together; those kept in 8 bits come in float32.
 
-        Shape: (key heads, tokens, head size) each
+        Shape: (key heads, tokens, head size) each, under `late` (1, tokens, dimensions)
         """
-        joined, scales = self._kept_keys(), self._scales()
-        return {
-            layer: dequantize(keys, scales[layer][self.piece_of].transpose(0, 1)) if layer in scales else keys
-            for layer, keys in joined.items()
-        }
+        scales = self._scales()
+        for of_pieces in zip(*(piece.keys for piece in self.pieces), strict=True):
+            keys = torch.cat(of_pieces, dim=1)
+            yield keys if scales is None else dequantize(keys, scales[None, self.piece_of.to(scales.device)])
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept of the pieces under `late`, by name, as a saved list has it."""
-        named = {f"keys.{layer}": keys for layer, keys in self._kept_keys().items()}
-        named |= {f"scales.{layer}": scales for layer, scales in self._scales().items()}
+        scales = self._scales()
+        keys = torch.cat([piece.keys[0][0] for piece in self.pieces])
+        named = {"keys": keys} | ({} if scales is None else {"scales": scales})
         return named | {"offsets": self.offsets, "piece_of": self.piece_of.to(torch.int32)}
 
-    def _kept_keys(self) -> dict[int, Tensor]:
-        """Keys of all pieces as they are kept. Shape: (key heads, tokens, head size) each"""
-        layers = self.pieces[0].keys
-        return {layer: torch.cat([piece.keys[layer] for piece in self.pieces], dim=1) for layer in layers}
-
-    def _scales(self) -> dict[int, Tensor]:
-        """Scales of all pieces, by layer; none unless keys are in 8 bits. Shape: (pieces, key heads, head size) each"""
-        layers = self.pieces[0].scales
-        return {layer: torch.stack([piece.scales[layer] for piece in self.pieces]) for layer in layers}
+    def _scales(self) -> Tensor | None:
+        """Scales of all pieces; None unless keys are in 8 bits. Shape: (pieces, dimensions)"""
+        of_pieces = [piece.scales for piece in self.pieces if piece.scales is not None]
+        return torch.cat(of_pieces) if of_pieces else None
 
 
 def pieces_of_saved(tensors: Mapping[str, Tensor], device: torch.device) -> list[Piece]:
     """The pieces of a saved list, in its order, each with tensors of its own."""
-    keys_by_layer, scales_by_layer = _by_layer(tensors, "keys."), _by_layer(tensors, "scales.")
     pieces, start = [], 0
     for number, length in enumerate(torch.bincount(tensors["piece_of"]).tolist()):
         own = slice(start, start := start + length)
-        keys = {layer: tensor[:, own].clone().to(device) for layer, tensor in keys_by_layer.items()}
-        scales = {layer: tensor[number].clone().to(device) for layer, tensor in scales_by_layer.items()}
-        pieces.append(Piece(tensors["offsets"][own].clone(), keys, {}, scales))
+        keys = tensors["keys"][None, own].clone().to(device)
+        scales = tensors["scales"][None, number].clone().to(device) if "scales" in tensors else None
+        pieces.append(Piece(tensors["offsets"][own].clone(), (keys,), scales=scales))
     return pieces
-
-
-def _by_layer(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
-    """The tensors whose name is a prefix and a layer."""
-    return {int(name.removeprefix(prefix)): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def check_saved_pieces(
     document_of_piece: Sequence[int],
     tensors: Mapping[str, Tensor],
     contents: Mapping[int, str],
-    opening: Mapping[int, Tensor],
+    opening: Tensor,
     key_dtype: torch.dtype,
 ) -> None:
     """Refuse the tensors of a saved list that do not belong together, to the texts or to the model.
@@ -202,28 +184,27 @@ def check_saved_pieces(
         document_of_piece: index of each piece's document.
         tensors: those of the file, by name.
         contents: text by index in the list.
-        opening: keys of the prompt's opening as this model reads it, by layer.
+        opening: keys of the prompt's opening as this model reads it. Shape: (tokens, dimensions)
         key_dtype: that of the passages' keys.
 
     Raises:
         ValueError: names what does not belong.
     """
-    tokens = len(tensors["piece_of"])
-    expected = {"piece_of": (torch.int32, (tokens,)), "offsets": (torch.int32, (tokens, 2))}
-    for layer, keys in opening.items():
-        expected[f"opening.{layer}"] = keys.dtype, tuple(keys.shape)
-        expected[f"keys.{layer}"] = key_dtype, (keys.shape[0], tokens, keys.shape[2])
-        if key_dtype == torch.int8:
-            expected[f"scales.{layer}"] = torch.bfloat16, (len(document_of_piece), keys.shape[0], keys.shape[2])
+    tokens, dimensions = len(tensors["piece_of"]), opening.shape[1]
+    expected = {
+        "piece_of": (torch.int32, (tokens,)),
+        "offsets": (torch.int32, (tokens, 2)),
+        "opening": (opening.dtype, tuple(opening.shape)),
+        "keys": (key_dtype, (tokens, dimensions)),
+    }
+    if key_dtype == torch.int8:
+        expected["scales"] = torch.bfloat16, (len(document_of_piece), dimensions)
     actual = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if actual != expected:
         raise ValueError(f"it holds {sorted(actual.items())}, expected {sorted(expected.items())}")
-    for layer, keys in opening.items():
-        own, other = keys.float(), tensors[f"opening.{layer}"].to(keys.device).float()
-        if not float((other - own).norm()) <= _SAME_MODEL * float(own.norm()):
-            raise ValueError(
-                f"its model has other weights than this one of the same name: keys of layer {layer} differ"
-            )
+    own, other = opening.float(), tensors["opening"].to(opening.device).float()
+    if not float((other - own).norm()) <= _SAME_MODEL * float(own.norm()):
+        raise ValueError("its model has other weights than this one of the same name: keys of its opening differ")
     documents = [index for index in document_of_piece if type(index) is int]
     if documents != sorted(document_of_piece) or set(documents) != set(contents):
         raise ValueError("its pieces do not belong to its texts")

@@ -346,7 +346,7 @@ class QRRetriever:
             self.mode,
             truncated,
             retrieval_scores=retrieval_scores,
-            list_evidence=reading.list_evidence(),
+            list_evidence=reading.list_evidence(scores),
             prune=prune,
             count_tokens=token_counter or self._context.count_tokens,
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qrhead_rag.files import atomic_write, parse_json
 
-_FORMAT = "qrhead-late-2"
+_FORMAT = "qrhead-late-3"
 
 
 def write_encoded(path: str | Path, identity: Mapping[str, Any], content: Any, tensors: dict[str, Tensor]) -> None:

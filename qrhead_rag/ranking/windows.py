@@ -113,7 +113,7 @@ def rank_in_windows(
         indices = torch.tensor([read[number] for number in numbers])
         reading = _read_window(store, query, [contents[number] for number in numbers], indices)
         of_window, tokens = reading.scores(len(numbers))
-        list_evidence = reading.list_evidence()  # the last window has the best of all windows
+        list_evidence = reading.list_evidence(of_window)  # the last window has the best of all windows
         scores[indices] = of_window
         for index, token in zip(indices.tolist(), tokens, strict=True):
             evidence[index] = token

@@ -106,7 +106,7 @@ def test_rows_run_before_are_read_as_if_they_ran_with_the_parts(family):
         Rows([*beginning, 17], position, (range(8, 10),)),
     ]
     options = {
-        "late_keys": {layer: keys[0] for layer, keys in reader.keys_for_heads([*map(keys_of, late.layers)]).items()},
+        "late_keys": reader.keys_for_heads([*map(keys_of, late.layers)])[0],
         "late_positions": torch.arange(PREFIX),
         "hidden": 3,
     }

@@ -9,8 +9,8 @@ from qrhead_rag.core.prompt import Span
 from qrhead_rag.core.scoring import (
     OUTSIDE,
     POOLED_PIECES,
-    _evidence_by_document,
     _evidence_by_head,
+    _evidence_by_run,
     calibrate,
     check_finite,
     document_of_tokens,
@@ -95,13 +95,13 @@ def test_pooling_adds_up_the_best_pieces_of_each_document(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_evidence_by_document_equals_evidence_by_head(seed):
+def test_evidence_by_run_equals_evidence_by_head(seed):
     spans, attention = random_list(seed)
     rows, prior = attention.clamp(min=0).transpose(0, 1)[:, :1], attention[1]
     rows = torch.cat([rows, rows.roll(7, dims=-1), 0.5 * prior[:, None]], dim=1)  # the last row finds nothing
     of_list = rows, prior, document_of_tokens(spans, attention.shape[-1]), len(spans)
     expected = _evidence_by_head(*of_list)
-    torch.testing.assert_close(_evidence_by_document(*of_list), expected)
+    torch.testing.assert_close(_evidence_by_run(*of_list), expected)
     contributions, peaks = expected
     assert (contributions > 0).any(dim=0).sum() > 20
     assert not contributions[:, of_list[2] == OUTSIDE].any()
@@ -111,16 +111,16 @@ def test_evidence_by_document_equals_evidence_by_head(seed):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_named(value):
     attention, document_of = torch.zeros(2, 3, 6), torch.tensor([OUTSIDE, 5, 5, 9, 9, OUTSIDE])
-    keys = {4: torch.zeros(2, 6, 8), 7: torch.zeros(1, 6, 8)}
+    keys = [torch.zeros(2, 6, 8), torch.zeros(1, 6, 8)]  # of layers 4 and 7
     heads = [(4, 1), (7, 2)]
     check_finite(attention, heads, document_of, lambda: keys)
     attention[1, 2] = value
     with pytest.raises(FloatingPointError, match=r"layer 7, head 2 to every document is not finite"):
         check_finite(attention, heads, document_of, lambda: keys)
-    keys[7][0, 0, 3] = value  # of the text around
+    keys[1][0, 0, 3] = value  # of the text around
     with pytest.raises(FloatingPointError, match="every document"):
         check_finite(attention, heads, document_of, lambda: keys)
-    keys[7][0, 3:, 3] = value
+    keys[1][0, 3:, 3] = value
     with pytest.raises(
         FloatingPointError, match=r"layer 7, head 2 to document 9 is not finite.*dtype='float32'"
     ) as caught:
@@ -135,7 +135,7 @@ def test_strengths_equal_the_formula_written_out(seed):
     attention = (torch.rand(3, 7, 16, generator=generator) * 4).softmax(dim=-1)  # (heads, rows, tokens)
     document_of = document_of_tokens(spans, 16)
     prior, rows = attention[:, :3].mean(dim=1), attention[:, 3:]
-    contributions, peaks = _evidence_by_document(rows, prior, document_of, 3)
+    contributions, peaks = _evidence_by_run(rows, prior, document_of, 3)
     wanted = torch.zeros(3, 3)
     for head in range(3):
         for number, (start, end) in enumerate(spans):
@@ -150,6 +150,6 @@ def test_strengths_equal_the_formula_written_out(seed):
 
 def test_what_attracts_no_more_than_the_instruction_has_no_strength():
     rows, prior, document_of = torch.full((1, 2, 4), 0.25), torch.full((1, 4), 0.25), torch.tensor([0, 0, 1, 1])
-    contributions, peaks = _evidence_by_document(rows, prior, document_of, 2)
+    contributions, peaks = _evidence_by_run(rows, prior, document_of, 2)
     assert strengths(peaks, prior, contributions, document_of, 2).tolist() == [[0.0, 0.0]]
     assert strengths(peaks, prior * 0, contributions, document_of, 2).tolist() == [[0.0, 0.0]]
