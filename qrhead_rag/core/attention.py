@@ -8,7 +8,7 @@ attention.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from qrhead_rag.core.model_view import (
     cache_argument,
     cache_bytes,
     cache_of,
+    crop,
     find_decoder,
     layer_tensors,
     read_only_copy,
@@ -63,30 +64,28 @@ class Rows:
         return (range(len(self.ids)),) if self.readings is None else self.readings
 
 
-@dataclass(frozen=True)
+@dataclass
 class QueryPrefix:
-    """Tokens after the cached ones that have been run. Parts that begin with them need not run them again.
-
-    `HeadReader.run_prefix` makes it.
+    """Tokens after the cached ones that parts begin with: run with the first part, and not again with later ones.
 
     Attributes:
         ids: the tokens.
         position: position of the first token.
-        cache: keys and values of the cached tokens and of these.
+        cache: keys and values of the cached tokens and of these, once they have been run.
         queries: queries of the selected heads, by layer. Shape: each (1, heads, tokens, head size)
 
     >>> reader = HeadReader(model, heads=[(1, 0)])
-    >>> cache = reader.prefill(torch.arange(9)[None])
-    >>> prefix = reader.run_prefix(cache, [3, 4], position=9)
+    >>> cache, prefix = reader.prefill(torch.arange(9)[None]), QueryPrefix([3, 4], position=9)
+    >>> attention = reader.read(cache, [Rows([3, 4, 7], position=9)], prefix=prefix)
     >>> again = reader.read(cache, [Rows([3, 4, 7], position=9)], prefix=prefix)  # runs the last row alone
-    >>> torch.allclose(again, reader.read(cache, [Rows([3, 4, 7], position=9)]), atol=1e-6)
+    >>> torch.allclose(again, attention, atol=1e-6)
     True
     """
 
     ids: Sequence[int]
     position: int
-    cache: DynamicCache
-    queries: dict[int, Tensor]
+    cache: DynamicCache | None = None
+    queries: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +183,7 @@ class HeadReader:
         Args:
             cache: keys and values of the prompt up to the parts, batch 1.
             parts: query part, null-query part, and so on.
-            prefix: rows that every part begins with, and goes on after, as `run_prefix` ran them after this cache.
+            prefix: rows that every part begins with, and goes on after; always with this cache.
             key_positions: position of each cached token where it is not its index. Shape: (tokens,)
             late_keys: keys that only the selected heads see, after the cached ones (late interaction), as
                 `keys_for_heads` gives them. Shape: (late tokens, dimensions)
@@ -202,29 +201,26 @@ class HeadReader:
         positions += [] if late_positions is None else [late_positions.cpu()]
         late_by_layer = {} if late_keys is None else self._by_layer(late_keys, cache)
         context = Context(torch.cat(positions).to(self.device), cached, late_by_layer, hidden, see_all)
-        passes = [self._read_pass(cache, prefix, context, group) for group in group_parts(parts)]
+        groups = list(group_parts(parts))
+        if prefix and prefix.cache is None and len(parts) > 1:  # the others need not run it again
+            groups = [[parts[0]], *group_parts(parts[1:])]
+        passes = [self._read_pass(cache, prefix, context, group) for group in groups]
         return torch.cat(passes, dim=1) if len(passes) > 1 else passes[0]
-
-    @torch.no_grad()
-    def run_prefix(self, cache: DynamicCache, ids: Sequence[int], position: int) -> QueryPrefix:
-        """Run tokens that parts will begin with. The cache is not changed.
-
-        Args:
-            cache: keys and values of the tokens before, each at its index, batch 1.
-            ids: the tokens.
-            position: position of the first token.
-        """
-        cached, rows = cache.get_seq_length(), [Rows(ids, position)]
-        context = Context(torch.arange(cached, device=self.device), cached, {}, hidden=0, see_all=False)
-        longer = cache_of(*layer_tensors(cache))  # shares its tensors, and joins what follows into new ones
-        reading = self._run_parts(longer, None, context, rows)
-        return QueryPrefix(ids, position, longer, reading.queries)
 
     def _read_pass(
         self, cache: DynamicCache, prefix: QueryPrefix | None, context: Context, parts: Sequence[Rows]
     ) -> Tensor:
-        """`read` for parts that share one pass."""
-        reading = self._run_parts(read_only_copy(prefix.cache if prefix else cache), prefix, context, parts)
+        """`read` for parts that share one pass; one part alone where the prefix has not been run."""
+        if prefix is None:
+            reading = self._run_parts(read_only_copy(cache), None, context, parts)
+        elif prefix.cache is not None:
+            reading = self._run_parts(read_only_copy(prefix.cache), prefix, context, parts)
+        else:
+            longer = cache_of(*layer_tensors(cache))  # shares its tensors, and joins what follows into new ones
+            reading = self._run_parts(longer, None, context, parts)
+            crop(longer, context.cached + len(prefix.ids))
+            prefix.queries = {layer: rows[:, :, : len(prefix.ids)].clone() for layer, rows in reading.queries.items()}
+            prefix.cache = longer
         by_head = [head for _, attention in sorted(reading.attention.items()) for head in attention]
         return torch.stack([by_head[number].to(self.device) for number in self._order])
 

@@ -41,10 +41,11 @@ class Opening:
         return self._cache
 
     def query_prefix(self, ids: Sequence[int], position: int) -> QueryPrefix:
-        """The tokens that query parts begin with, run after it at a position; the last few are kept."""
+        """The tokens that query parts at a position begin with, which are run after it once; the last few are kept."""
         key = position, *ids
-        prefix = self._prefixes.pop(key, None) or self._context.reader.run_prefix(self.cache(), ids, position)
+        prefix = self._prefixes.get(key) or QueryPrefix(ids, position)
         self._prefixes[key] = prefix
+        self._prefixes.move_to_end(key)
         while len(self._prefixes) > _PREFIXES_KEPT:
             self._prefixes.popitem(last=False)
         return prefix

@@ -145,9 +145,8 @@ def test_threads_with_the_same_list_run_each_passage_once(mode, cache_bytes):
     passages = Passes(alone)
     store_of(alone).clear()
     alone.encode(LONG)
-    of_queries = 2 if mode == "independent" else 3  # under `late` the prompt up to the query is run once
     again = 0 if cache_bytes else 1  # without a cache, what the first thread runs last is forgotten as it ends
-    assert passes.rows == passages.rows + of_queries + again
+    assert passes.rows == passages.rows + 2 + again
 
 
 CHANGES = {
