@@ -111,20 +111,20 @@ class PerPassage(ABC):
 
     def _encoded(self, contents: Mapping[int, str], show_progress: bool = False) -> dict[str, PassagePieces]:
         """The passages of these contents, by text. They stay the caller's, whatever other threads make of the list."""
-        cache, texts = self._store.cache, dict.fromkeys(contents.values())
-        known = {text: self._passages.get(text) or cache.get(content_key("passage", text)) for text in texts}
+        cache, keys = self._store.cache, {text: content_key("passage", text) for text in contents.values()}
+        known = {text: self._passages.get(text) or cache.get(key) for text, key in keys.items()}
         encoded = {text: passage for text, passage in known.items() if passage is not None}
-        missing = [text for text in texts if text not in encoded]
+        missing = [text for text in keys if text not in encoded]
         if missing and self._store.stored is not None:
             stored = self._store.stored.read(missing)
             for text, passage in stored.items():
-                cache.put(content_key("passage", text), passage)
+                cache.put(keys[text], passage)
             encoded |= stored
             missing = [text for text in missing if text not in stored]
         if missing:
             new = encode_passages(self._store, self._keep, missing, show_progress)
             for text, passage in new.items():
-                cache.put(content_key("passage", text), passage)
+                cache.put(keys[text], passage)
             encoded |= new
         if not encoded.keys() <= self._passages.keys():
             listed = set(self._contents.values())  # which another thread may have changed meanwhile
