@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from qrhead_rag.core.heads import Mode, Readout, parse_heads
+from qrhead_rag.core.heads import KeyDtype, Mode, Readout, parse_heads
 from qrhead_rag.core.selection import Fallback, Order, Selection
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ PieceOption: TypeAlias = Annotated[
     int | None, typer.Option(help="Longer documents are read in pieces of this many tokens (independent, late).")
 ]
 KeyDtypeOption: TypeAlias = Annotated[
-    Literal["float16", "bfloat16", "float32", "int8"] | None,
+    KeyDtype | None,
     typer.Option(help="How keys are stored: float16 by default; int8 takes half of its bytes (late)."),
 ]
 _STORE = typer.Option(help="A file that keeps encoded documents for every process; made if missing (late).")

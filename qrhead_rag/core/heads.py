@@ -22,6 +22,7 @@ from qrhead_rag.files import parse_json, write_text
 Head: TypeAlias = tuple[int, int]
 Mode: TypeAlias = Literal["listwise", "independent", "late"]
 Readout: TypeAlias = Literal["published", "evidence"]
+KeyDtype: TypeAlias = Literal["float16", "bfloat16", "float32", "int8"]
 
 EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

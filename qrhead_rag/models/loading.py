@@ -236,7 +236,7 @@ def _naming(name: str, source: str) -> Iterator[None]:
             f"{EMBEDDED_MODEL}, the embedded model, cannot be fetched from the hub; {remedy}, give this machine a "
             f"network, or pass the folder of a model as model. The hub's error: {error}"
         ) from error
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
         raise ValueError(
             f"the files of {name} cannot be read ({error}); expected a whole model: fetch it again"
         ) from error

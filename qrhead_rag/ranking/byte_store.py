@@ -175,7 +175,7 @@ class SqliteStore:
     def prune(self, max_bytes: int) -> int:
         """Delete the entries whose last use is longest ago, to the day, until the values fit; the file shrinks.
 
-        Among entries of one day those that were written first go first.
+        Among entries of one day the largest go first: few are deleted, and not what is small and describes many.
 
         Returns:
             The number of entries deleted.
@@ -187,7 +187,8 @@ class SqliteStore:
         def delete(connection: sqlite3.Connection) -> int:
             excess = _totals(connection)[1] - max_bytes
             rows = []
-            for rowid, nbytes in connection.execute("SELECT rowid, nbytes FROM entries ORDER BY used, rowid"):
+            oldest_first = "SELECT rowid, nbytes FROM entries ORDER BY used, nbytes DESC, rowid"
+            for rowid, nbytes in connection.execute(oldest_first):
                 if excess <= 0:
                     break
                 rows.append((rowid,))

@@ -5,7 +5,7 @@ from typing import Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qrhead_rag.core.attention import PREFILL_TOKENS
-from qrhead_rag.core.heads import Readout
+from qrhead_rag.core.heads import KeyDtype, Readout
 
 Layout: TypeAlias = Literal["given", "reversed"]
 
@@ -48,7 +48,7 @@ class ListOptions(BaseModel):
     piece_tokens: int | None = Field(default=256, ge=16)
     batch_tokens: int | None = Field(default=None, ge=1)
     cache_bytes: int = Field(default=2**30, ge=0)
-    key_dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    key_dtype: KeyDtype = "float16"
     readout: Readout | None = None
 
     @model_validator(mode="after")

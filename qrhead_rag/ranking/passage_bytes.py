@@ -8,12 +8,13 @@ import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import Tensor
 
+from qrhead_rag.core.heads import KeyDtype
 from qrhead_rag.ranking.pieces import PassagePieces, Piece
 
 FORMAT = 2
@@ -38,7 +39,7 @@ class _Header(BaseModel):
 
     format: int
     tokens: list[PositiveInt] = Field(min_length=1)  # of each piece
-    dtype: Literal["float16", "bfloat16", "float32", "int8"]
+    dtype: KeyDtype
     dimensions: PositiveInt  # of the keys of all heads together
     scaled: bool  # whether each piece has a scale for every dimension
 

@@ -73,6 +73,10 @@ def test_settings_that_are_no_longer_used_are_deleted(folder, texts, store):
     assert invoke("store", "prune", store, "--settings", digest).stdout.startswith("4 deleted")
     assert "int8" not in invoke("store", "stats", store).stdout
     assert encoded(folder, texts, store).startswith("4 documents, 0 of them")
+    largest = str(SqliteStore(store).stats().nbytes - 1)
+    assert invoke("store", "prune", store, "--max-bytes", largest).stdout.startswith("1 deleted")
+    row = invoke("store", "stats", store).stdout.splitlines()[1].split()
+    assert (row[1], row[-2]) == ("3", "float16")  # the settings, which were written first, still say what is there
     assert invoke("store", "prune", store, "--max-bytes", "0").exit_code == 0
     assert encoded(folder, texts, store).startswith("4 documents, 4 of them")
 
