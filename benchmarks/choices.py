@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import qrhead_rag.core.attention
+from torch import Tensor
+
+import qrhead_rag.core.attention_function as attention_function
 import qrhead_rag.core.prompt
 import qrhead_rag.ranking.per_passage
 from benchmarks.warm import HEADS
@@ -43,12 +45,12 @@ def position(tokens: int) -> Any:
 
 
 def temperature(value: float) -> Any:
-    plain = qrhead_rag.core.attention.eager_weights
+    plain = attention_function._queries
 
-    def weights(module, heads, query, *rest):  # scaling the query scales its product with every key
-        return plain(module, heads, query / value, *rest)
+    def queries(*args: Any) -> Tensor:  # scaling a query scales its product with every key
+        return plain(*args) / value
 
-    return patch.object(qrhead_rag.core.attention, "eager_weights", weights)
+    return patch.object(attention_function, "_queries", queries)
 
 
 def opening_seen() -> Any:

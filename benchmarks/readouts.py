@@ -12,13 +12,11 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import qrhead_rag.core.attention_function as attention_function
 from qrhead_rag import LabelledExample, Passage, QRRetriever
 from qrhead_rag.core.attention import Rows
 from qrhead_rag.core.heads import Mode, find_shipped
@@ -115,6 +113,7 @@ def masses_of(base: QRRetriever, mode: Mode, example: LabelledExample) -> dict[s
     state.run()
     listed = ListedPieces.of(state._contents, state._passages)
     position, template = state._query_position(listed), context.template
+    opening = store.opening.cache().get_seq_length()
     twice = f"{example.query}{template.separator}Query: {example.query}"
     tensors = {"documents": listed.document_of_piece}
     for name, query in (("query", example.query), ("null", NULL_QUERY), ("twice", twice)):
@@ -123,23 +122,11 @@ def masses_of(base: QRRetriever, mode: Mode, example: LabelledExample) -> dict[s
         if name == "twice":  # its second copy: as many tokens as the query has alone
             alone = context.tokenizer.question(template, example.query).query_tokens
             own = own._replace(start=own.end - (alone.end - alone.start))
-        with patch.object(attention_function, "_read_layer", masses_by_row(listed)):
-            tensors[name] = state._attend([Rows(question.ids, position)], listed).half()
+        each_row = tuple(range(row, row + 1) for row in range(len(question.ids)))
+        attention = state._attend([Rows(question.ids, position, each_row)], listed)[:, :, opening:]
+        tensors[name] = document_scores(attention, listed.piece_of, len(listed.pieces)).half()
         tensors[f"{name}.rows"] = torch.tensor([question.query_start, own.start, own.end])
     return tensors
-
-
-def masses_by_row(listed: ListedPieces) -> Callable[..., Tensor]:
-    """In place of the means over rows that a pass gives: the attention of each row, summed by piece."""
-
-    def read_layer(reading, layer, module, query, key, mask, options):  # type: ignore[no-untyped-def]
-        additive = attention_function._additive_mask(reading, layer, module, mask)
-        queries, keys = attention_function._queries_and_keys(reading, layer, query, key)
-        weights = attention_function.eager_weights(module, reading.heads[layer], queries, keys, additive, options)[0]
-        hidden, tokens = reading.context.hidden, len(reading.context.positions)
-        return document_scores(weights[..., hidden:tokens], listed.piece_of, len(listed.pieces))
-
-    return read_layer
 
 
 def compare(folders: Sequence[Path]) -> None:

@@ -312,19 +312,19 @@ def passages(change):
 
 
 FORGERIES = {
-    "keys of float32": replace("keys.1", lambda keys: keys.float()),
-    "keys of whole numbers": replace("keys.1", lambda keys: keys.to(torch.int8)),
-    "complex keys": replace("keys.1", lambda keys: keys.to(torch.complex64)),
-    "keys transposed": replace("keys.1", lambda keys: keys.transpose(1, 2)),
-    "keys of one dimension": replace("keys.1", lambda keys: keys.reshape(-1)),
-    "keys of no dimension": replace("keys.1", lambda keys: keys.sum()),
-    "keys of fewer tokens": replace("keys.1", lambda keys: keys[:, :-1]),
-    "keys of more heads": replace("keys.1", lambda keys: torch.cat([keys, keys])),
-    "keys of smaller heads": replace("keys.1", lambda keys: keys[..., :-1]),
-    "keys of a layer missing": without("keys.2"),
-    "no keys": lambda i, c, t: (i, c, {name: tensor for name, tensor in t.items() if name[:5] != "keys."}),
-    "keys of another layer": lambda i, c, t: (i, c, t | {"keys.3": t["keys.2"].clone()}),
-    "keys of a layer that is no number": lambda i, c, t: (i, c, t | {"keys.x": t["keys.2"].clone()}),
+    "keys of float32": replace("keys", lambda keys: keys.float()),
+    "keys of whole numbers": replace("keys", lambda keys: keys.to(torch.int8)),
+    "complex keys": replace("keys", lambda keys: keys.to(torch.complex64)),
+    "keys transposed": replace("keys", lambda keys: keys.transpose(0, 1)),
+    "keys of one dimension": replace("keys", lambda keys: keys.reshape(-1)),
+    "keys of no dimension": replace("keys", lambda keys: keys.sum()),
+    "keys of three dimensions": replace("keys", lambda keys: keys[None]),
+    "keys of fewer tokens": replace("keys", lambda keys: keys[:-1]),
+    "keys of more heads": replace("keys", lambda keys: torch.cat([keys, keys], dim=1)),
+    "keys of smaller heads": replace("keys", lambda keys: keys[:, :-1]),
+    "no keys": without("keys"),
+    "keys of another format": lambda i, c, t: (i, c, t | {"keys.3": t["keys"].clone()}),
+    "no opening": without("opening"),
     "no pieces of tokens": without("piece_of"),
     "a negative piece": replace("piece_of", lambda value: value - 1),
     "a piece of two billion": replace("piece_of", lambda value: value.index_fill(0, torch.tensor([0]), 2**31 - 1)),
@@ -335,7 +335,7 @@ FORGERIES = {
     "no tokens at all": lambda i, c, t: (
         i,
         c,
-        {n: x[:, :0] if n[:5] == "keys." else x[:0] for n, x in t.items()},
+        {n: x if n == "opening" else x[:0] for n, x in t.items()},
     ),
     "offsets of three": replace("offsets", lambda value: torch.cat([value, value[:, :1]], dim=1)),
     "offsets of one dimension": replace("offsets", lambda value: value[:, 0]),
@@ -397,9 +397,9 @@ def test_keys_that_are_not_finite_are_an_error(stored, retriever, tmp_path):
     path.write_bytes(stored)
     identity = store_of(retriever).context.file_identity()
     content, tensors = read_encoded(path, identity)
-    tensors["keys.2"][:, -1] = torch.nan
+    tensors["keys"][:, -1] = torch.nan  # of the last layer
     write_encoded(path, identity, content, tensors)
-    with pytest.raises(FloatingPointError, match=r"layer 2, head 1 to document \d is not finite"):
+    with pytest.raises(FloatingPointError, match=r"layer 2, head 2 to document \d is not finite"):
         EncodedPassages.load(path, retriever).score(QUERY)
 
 

@@ -119,6 +119,7 @@ class HeadReader:
         for layer, head in heads:
             self._heads_by_layer.setdefault(layer, []).append(head)
         # A pass gives the heads layer by layer; the caller gets them in the order of `heads`.
+        self._plain: dict[int, bool] = {}  # whether a layer's weights are the plain softmax, once it was read
         by_layer = [(layer, head) for layer, in_layer in sorted(self._heads_by_layer.items()) for head in in_layer]
         self._order = [by_layer.index(head) for head in heads]
         config = model.config.get_text_config()
@@ -199,7 +200,7 @@ class HeadReader:
         cached = cache.get_seq_length()
         positions = [torch.arange(cached) if key_positions is None else key_positions.cpu()]
         positions += [] if late_positions is None else [late_positions.cpu()]
-        late_by_layer = {} if late_keys is None else self._by_layer(late_keys, cache)
+        late_by_layer = {} if late_keys is None else self.by_layer(late_keys, cache)
         context = Context(torch.cat(positions).to(self.device), cached, late_by_layer, hidden, see_all)
         groups = list(group_parts(parts))
         if prefix and prefix.cache is None and len(parts) > 1:  # the others need not run it again
@@ -230,7 +231,8 @@ class HeadReader:
         """One pass over some parts, without the rows that they begin with where those have been run."""
         device, before = self.device, len(prefix.ids) if prefix else 0
         rows = _rows_of_pass(parts, before, device)
-        reading = RowReading(self._heads_by_layer, context, rows, prefix.queries if prefix else {})
+        prefix_queries = prefix.queries if prefix else {}
+        reading = RowReading(self._heads_by_layer, context, rows, prefix_queries, plain=self._plain)
         ids = torch.tensor([[token for part in parts for token in part.ids[before:]]], device=device)  # (1, rows run)
         one_pass = Pass(self._row_kernel, self._last_layer, reading)
         self._run(one_pass, ids, rows.positions[None, before:], cache)
@@ -259,14 +261,22 @@ class HeadReader:
             needed.append(keys.transpose(-3, -2).flatten(-2).to(self.device))  # (..., tokens, key heads * head size)
         return torch.cat(needed, dim=-1)
 
-    def _by_layer(self, late_keys: Tensor, cache: DynamicCache) -> dict[int, Tensor]:
-        """Views of what `keys_for_heads` gave. Shape: each (key heads needed, late tokens, head size)"""
+    def by_layer(self, keys: Tensor, cache: DynamicCache) -> dict[int, Tensor]:
+        """What `keys_for_heads` gave, as views by layer.
+
+        Args:
+            keys: side by side. Shape: (tokens, dimensions)
+            cache: any of this model, which has been filled.
+
+        Returns:
+            Shape: each (key heads needed, tokens, head size)
+        """
         by_layer, start = {}, 0
         for layer, heads in sorted(self._heads_by_layer.items()):
             _, num_key_heads, _, size = cache.layers[layer].keys.shape
             needed = len(key_heads(heads, self._num_heads // num_key_heads))
             end = start + needed * size
-            by_layer[layer] = late_keys[:, start:end].view(-1, needed, size).transpose(0, 1)
+            by_layer[layer] = keys[:, start:end].view(-1, needed, size).transpose(0, 1)
             start = end
         return by_layer
 
@@ -315,11 +325,17 @@ def _rows_of_pass(parts: Sequence[Rows], before: int, device: torch.device) -> P
     for average, number in zip(averages, several, strict=True):
         average[readings[number]] = 1 / len(readings[number])
     index_of = {row: index for index, row in enumerate(read)}
+    indices = [index_of[rows[-1]] for rows in readings]
+    last: Tensor | slice | None = torch.tensor(indices, device=device)
+    if len(several) == len(readings):
+        last = None
+    elif indices == list(range(indices[0], indices[0] + len(indices))):
+        last = slice(indices[0], indices[-1] + 1)
     return PassRows(
         positions=torch.cat(positions).to(device),
         same_part=((part_of[:, None] == part_of) | (part_of == -1)).to(device),
         read=torch.tensor(read, device=device),
-        first=torch.tensor([index_of[rows[0]] for rows in readings], device=device),
+        last=last,
         several=torch.tensor(several, dtype=torch.long, device=device),
         averages=averages[:, read].to(device),
     )

@@ -15,7 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from qrhead_rag.core.model_view import eager_function, eager_weights
+from qrhead_rag.core.attention_weights import eager_weights, is_plain, plain_weights
+from qrhead_rag.core.model_view import eager_function
 
 ATTENTION = "qrhead"
 _MASKED = torch.finfo(torch.float32).min
@@ -52,7 +53,8 @@ class PassRows:
         positions: of each row. Shape: (rows,)
         same_part: which rows see each other, as far as the model lets them. Shape: (rows, rows)
         read: indices of the rows whose attention is read. Shape: (rows read,)
-        first: of each reading, the first of its rows, as an index in `read`. Shape: (readings,)
+        last: of each reading, the last of its rows, as an index in `read`; a slice where these follow one another, None
+            where every reading is a mean. Shape: (readings,)
         several: the readings that are the mean of several rows. Shape: (means,)
         averages: weights that take these means. Shape: (means, rows read)
     """
@@ -60,7 +62,7 @@ class PassRows:
     positions: Tensor
     same_part: Tensor
     read: Tensor
-    first: Tensor
+    last: Tensor | slice | None
     several: Tensor
     averages: Tensor
 
@@ -76,7 +78,8 @@ class RowReading:
         prefix_queries: by layer, the heads' queries of the rows that were run before; their keys lie in the cache.
             Shape: each (1, heads, rows run before, head size)
         queries: by layer, those of the rows that the pass runs, filled by it. Shape: each (1, heads, rows, head size)
-        attention: a(t) by layer, filled by the pass. Shape: each (heads, readings, tokens)
+        attention: a(t) of each head by layer, filled by the pass. Shape: each (readings, tokens)
+        plain: of each layer, whether its weights are `plain_weights`, filled when it is first read.
         additive_masks: of each mask that the pass has made, by its id, the mask itself and what was made of it.
     """
 
@@ -85,7 +88,8 @@ class RowReading:
     rows: PassRows
     prefix_queries: Mapping[int, Tensor] = field(default_factory=dict)
     queries: dict[int, Tensor] = field(default_factory=dict)
-    attention: dict[int, Tensor] = field(default_factory=dict)
+    attention: dict[int, list[Tensor]] = field(default_factory=dict)
+    plain: dict[int, bool] = field(default_factory=dict)
     additive_masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
@@ -155,26 +159,72 @@ def _read_layer(
     key: Tensor,
     mask: Tensor | None,
     options: dict[str, Any],
-) -> Tensor:
-    """a(t) of this layer's selected heads for each reading. Shape: (heads, readings, tokens)"""
-    heads = reading.heads[layer]
+) -> list[Tensor]:
+    """a(t) of this layer's selected heads. Shape: each (readings, tokens)
+
+    Args:
+        reading: what is read.
+        layer: of the model.
+        module: the layer's attention.
+        query: queries of all heads, of the rows that the pass runs. Shape: (1, query heads, rows run, head size)
+        key: keys of cached tokens and of all rows. Shape: (1, key heads, cached + rows, head size)
+        mask: of the layer. Shape: (1, 1, rows, tokens + rows)
+        options: what the model passes to its attention function.
+    """
+    heads, num_tokens = reading.heads[layer], len(reading.context.positions)
+    group = query.shape[1] // key.shape[1]  # query heads that share a key head
     # 1. Who may be seen: what the layer's own mask lets a row see that is read, without the hidden tokens.
-    additive = _additive_mask(reading, layer, module, mask)
-    # 2. The selected heads' queries, and for each the keys that it looks at, the late ones between cache and rows.
-    queries, keys = _queries_and_keys(reading, layer, query, key)
-    # 3. Weights as the family's eager attention computes them, averaged over the rows of each reading.
-    weights = eager_weights(module, heads, queries, keys, additive, options)  # (1, heads, rows read, tokens + rows)
-    return _readings(reading.rows, weights[0, :, :, : len(reading.context.positions)])
+    additive = _additive_mask(reading, layer, module, mask)[0, 0]
+    # 2. The selected heads' queries, and the keys that they look at, the late ones between cache and rows.
+    queries, key_parts = _queries(reading, layer, query), _key_parts(reading, layer, key, group)
+    # 3. Weights as the family computes them, and their mean over the rows of each reading.
+    if layer not in reading.plain:
+        reading.plain[layer] = is_plain(module, heads, query, options)
+    if not reading.plain[layer]:
+        of_heads = [key_parts[head // group] for head in heads]
+        weights = eager_weights(module, heads, queries, of_heads, additive, options)  # (heads, rows read, all tokens)
+        return list(_readings(reading.rows, weights[:, :, :num_tokens]))
+    by_number: dict[int, Tensor] = {}
+    for key_head, parts in key_parts.items():
+        sharing = [number for number, head in enumerate(heads) if head // group == key_head]
+        weights = plain_weights(queries[sharing], parts, additive, options["scaling"])
+        by_number |= dict(zip(sharing, _readings(reading.rows, weights[:, :, :num_tokens]), strict=True))
+    return [by_number[number] for number in range(len(heads))]
 
 
-def _readings(rows: PassRows, attention: Tensor) -> Tensor:
-    """The mean over the rows of each reading. Shape: (heads, rows read, tokens) -> (heads, readings, tokens)"""
-    first, several, averages = (each.to(attention.device) for each in (rows.first, rows.several, rows.averages))
-    if len(several) == len(first):
-        return averages @ attention
-    readings = attention[:, first]
-    if len(several):
-        readings[:, several] = averages @ attention
+def _queries(reading: RowReading, layer: int, query: Tensor) -> Tensor:
+    """The selected heads' queries of the rows that are read, in float32. Shape: (heads, rows read, head size)"""
+    queries = reading.queries[layer] = query[:, reading.heads[layer]].float()
+    if layer in reading.prefix_queries:
+        queries = torch.cat([reading.prefix_queries[layer], queries], dim=2)
+    return queries[0, :, reading.rows.read.to(queries.device)]
+
+
+def _key_parts(reading: RowReading, layer: int, key: Tensor, group: int) -> dict[int, list[Tensor]]:
+    """Of each key head that is looked at, its keys where they lie: cached ones, late ones and those of the rows.
+
+    Shape: each (tokens of the part, head size)
+    """
+    needed, context = key_heads(reading.heads[layer], group), reading.context
+    late = context.late_keys.get(layer)
+    if late is None:
+        return {key_head: [key[0, key_head]] for key_head in needed}
+    return {
+        key_head: [key[0, key_head, : context.cached], of_head.to(key.device), key[0, key_head, context.cached :]]
+        for key_head, of_head in zip(needed, late, strict=True)
+    }
+
+
+def _readings(rows: PassRows, weights: Tensor) -> Tensor:
+    """The mean over the rows of each reading. Shape: (heads, rows read, tokens) -> (heads, readings, tokens)
+
+    May write into the weights.
+    """
+    means = rows.averages.to(weights.device) @ weights
+    if rows.last is None:
+        return means
+    readings = weights[:, rows.last.to(weights.device) if isinstance(rows.last, Tensor) else rows.last]
+    readings[:, rows.several.to(weights.device)] = means
     return readings
 
 
@@ -206,33 +256,6 @@ def _additive_mask(reading: RowReading, layer: int, module: nn.Module, mask: Ten
     additive[..., : context.hidden] = _MASKED
     reading.additive_masks[id(mask)] = mask, additive
     return additive
-
-
-def _queries_and_keys(reading: RowReading, layer: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys of the selected heads, a key head for each query head, in float32.
-
-    Args:
-        query: queries of all heads, of the rows that the pass runs. Shape: (1, query heads, rows run, head size)
-        key: keys of cached tokens and of all rows. Shape: (1, key heads, cached + rows, head size)
-
-    Returns:
-        Shape: (1, heads, rows read, head size) and (1, heads, tokens + rows, head size)
-    """
-    heads, context = reading.heads[layer], reading.context
-    group = query.shape[1] // key.shape[1]  # query heads that share a key head
-    keys = key[:, [head // group for head in heads]].float()
-    if layer in context.late_keys:
-        late_heads = key_heads(heads, group)  # the key heads that `keys_for_heads` gave
-        start, end = context.cached, len(context.positions)
-        joined = keys.new_empty(1, len(heads), keys.shape[2] + end - start, keys.shape[3])
-        joined[:, :, :start], joined[:, :, end:] = keys[:, :, :start], keys[:, :, start:]
-        for number, head in enumerate(heads):  # each copied once, from its place between other heads' keys
-            joined[0, number, start:end] = context.late_keys[layer][late_heads.index(head // group)]
-        keys = joined
-    queries = reading.queries[layer] = query[:, heads].float()
-    if layer in reading.prefix_queries:
-        queries = torch.cat([reading.prefix_queries[layer], queries], dim=2)
-    return queries[:, :, reading.rows.read.to(queries.device)], keys
 
 
 def key_heads(heads: Sequence[int], group: int) -> list[int]:

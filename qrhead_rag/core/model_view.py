@@ -131,36 +131,6 @@ def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | 
     return None
 
 
-def eager_weights(
-    module: nn.Module, heads: Sequence[int], query: Tensor, keys: Tensor, mask: Tensor, options: dict[str, Any]
-) -> Tensor:
-    """Attention weights as the module's own eager attention computes them.
-
-    Args:
-        module: the attention module.
-        heads: the selected query heads of the layer.
-        query: their queries after position encoding, float32. Shape: (batch, heads, rows, head size)
-        keys: their keys after position encoding, float32. Shape: (batch, heads, tokens, head size)
-        mask: additive. Shape: (batch or 1, 1, rows, tokens)
-        options: what the model passes to its attention function (scaling, softcap, window).
-
-    Returns:
-        Shape: (batch, heads, rows, tokens)
-    """
-    chosen = shallow_copy(module)
-    # A parameter with one number per head (sinks) is cut to the selected heads.
-    num_heads = module.config.num_attention_heads  # type: ignore[union-attr]
-    parameters = {
-        name: value[list(heads)].float() if value is not None and value.shape == (num_heads,) else value
-        for name, value in module._parameters.items()
-    }
-    chosen.__dict__ |= {"num_key_value_groups": 1, "training": False, "_parameters": parameters}
-    no_values = keys[..., :0]  # the output is not used: without values it costs nothing
-    eager = eager_function(module)
-    assert eager is not None  # find_decoder checked it
-    return eager(chosen, query, keys, no_values, mask, **(options | {"dropout": 0.0}))[1]
-
-
 def shallow_copy(module: nn.Module) -> nn.Module:
     """A module that shares everything with another, and whose attributes can be replaced."""
     copied = object.__new__(type(module))

@@ -93,7 +93,8 @@ class Reading:
     def list_evidence(self, scores: Tensor) -> float | None:
         """Equation (9): how much the list has for the query, from 0 to 1; None under `published`.
 
-        It is the strength of the document with the highest score, of a long one that of its strongest piece. It
+        It is the strength of the document with the highest score, the first of equal ones, and of a long one that of
+        its strongest piece. It
         compares across lists of one model, head set, mode and instruction, best where they are of like length.
 
         Args:
@@ -102,7 +103,8 @@ class Reading:
         if self.strengths is None or not len(self.document_of_piece):
             return None if self.strengths is None else 0.0
         of_pieces = scores[self.document_of_piece]
-        return float(self.strengths[:, of_pieces == of_pieces.max()].mean(dim=0).max())
+        best = self.document_of_piece[of_pieces == of_pieces.max()].min()
+        return float(self.strengths[:, self.document_of_piece == best].mean(dim=0).max())
 
     def _published(self, calibrated: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
         """Equation (3). Shape: (..., tokens) -> (..., documents) and (..., tokens)"""

@@ -272,8 +272,9 @@ def check_finite(
         attention: a(t) of each head. Shape: (heads, parts, tokens)
         heads: (layer, head) of each row of `attention`.
         document_of: index in the caller's list of each token's document, or OUTSIDE. Shape: (tokens,)
-        keys: gives those of the tokens, layer after layer, and is called only if something is not finite: a key that
-            is not spoils the attention to every token. Shape: each (key heads, tokens, head size)
+        keys: gives those of the tokens, layer after layer or of all layers side by side, and is called only if
+            something is not finite: a key that is not spoils the attention to every token.
+            Shape: each (key heads, tokens, numbers)
 
     Raises:
         NotFiniteError: names layer, head and the first document whose keys are not finite.

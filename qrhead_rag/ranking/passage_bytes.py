@@ -22,6 +22,7 @@ FORMAT = 2
 
 _CHECKSUM_BYTES = 4
 _LENGTH_BYTES = 4
+_SMALL_HEADER = 256  # bytes; of a few pieces
 _ALIGNED = 8  # bytes: every tensor begins at a multiple, as views of another dtype need it
 
 
@@ -81,7 +82,6 @@ def to_bytes(key: str, passage: PassagePieces) -> bytes:
             flat = tensor.to("cpu", section.dtype).contiguous().reshape(-1).view(torch.uint8)
             payload[section.start : section.end] = flat.numpy().tobytes()
     text = header.model_dump_json().encode()
-    text += b" " * (-(_CHECKSUM_BYTES + _LENGTH_BYTES + len(text)) % _ALIGNED)
     content = len(text).to_bytes(_LENGTH_BYTES, "little") + text + payload
     return _checksum(key, content) + content
 
@@ -103,8 +103,9 @@ def from_bytes(key: str, value: bytes, device: torch.device) -> PassagePieces:
     if _checksum(key, content) != value[:_CHECKSUM_BYTES]:
         raise DamagedValueError("the checksum is another: damaged, or written for another passage")
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    text = bytes(content[_LENGTH_BYTES:start])
     try:
-        header, sections = _parsed(bytes(content[_LENGTH_BYTES:start]))
+        header, sections = (_parsed if len(text) <= _SMALL_HEADER else _parsed.__wrapped__)(text)
     except ValidationError as error:
         raise DamagedValueError(f"its header cannot be read ({error})") from error
     if header.format != FORMAT or len(content) - start != sections[-1][-1].end:
@@ -119,7 +120,7 @@ def from_bytes(key: str, value: bytes, device: torch.device) -> PassagePieces:
     return PassagePieces(tuple(pieces))
 
 
-@lru_cache(maxsize=1024)  # passages of one length have one header
+@lru_cache(maxsize=1024)  # passages of one length have one header, and most have one piece
 def _parsed(text: bytes) -> tuple[_Header, list[list[_Section]]]:
     header = _Header.model_validate_json(text)
     return header, list(_sections(header))

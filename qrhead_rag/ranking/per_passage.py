@@ -13,6 +13,7 @@ Long passages are cut into pieces that are encoded like passages; scores of a pa
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import ClassVar
 
@@ -111,20 +112,21 @@ class PerPassage(ABC):
 
     def _encoded(self, contents: Mapping[int, str], show_progress: bool = False) -> dict[str, PassagePieces]:
         """The passages of these contents, by text. They stay the caller's, whatever other threads make of the list."""
-        cache, keys = self._store.cache, {text: content_key("passage", text) for text in contents.values()}
-        known = {text: self._passages.get(text) or cache.get(key) for text, key in keys.items()}
-        encoded = {text: passage for text, passage in known.items() if passage is not None}
-        missing = [text for text in keys if text not in encoded]
+        cache, listed_before = self._store.cache, self._passages
+        encoded = {text: listed_before[text] for text in contents.values() if text in listed_before}
+        cache_keys = {text: content_key("passage", text) for text in contents.values() if text not in encoded}
+        encoded |= {text: passage for text, key in cache_keys.items() if (passage := cache.get(key)) is not None}
+        missing = [text for text in cache_keys if text not in encoded]
         if missing and self._store.stored is not None:
             stored = self._store.stored.read(missing)
             for text, passage in stored.items():
-                cache.put(keys[text], passage)
+                cache.put(cache_keys[text], passage)
             encoded |= stored
             missing = [text for text in missing if text not in stored]
         if missing:
             new = encode_passages(self._store, self._keep, missing, show_progress)
             for text, passage in new.items():
-                cache.put(keys[text], passage)
+                cache.put(cache_keys[text], passage)
             encoded |= new
         if not encoded.keys() <= self._passages.keys():
             listed = set(self._contents.values())  # which another thread may have changed meanwhile
@@ -282,7 +284,8 @@ class Late(PerPassage):
         """
         if not self._contents:
             return
-        check_saved_pieces(document_of_piece, tensors, self._contents, self._opening_keys(), self._key_dtype)
+        by_layer = partial(self._context.reader.by_layer, cache=self._store.opening.cache())
+        check_saved_pieces(document_of_piece, tensors, self._contents, self._opening_keys(), by_layer, self._key_dtype)
         pieces = pieces_of_saved(tensors, self._context.reader.device)
         by_document: dict[int, list[Piece]] = {index: [] for index in self._contents}
         for index, piece in zip(document_of_piece, pieces, strict=True):

@@ -1,6 +1,6 @@
 """Passages that were read one by one, in pieces if they are long, and the pieces of a list."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple, Self
@@ -176,6 +176,7 @@ def check_saved_pieces(
     tensors: Mapping[str, Tensor],
     contents: Mapping[int, str],
     opening: Tensor,
+    by_layer: Callable[[Tensor], Mapping[int, Tensor]],
     key_dtype: torch.dtype,
 ) -> None:
     """Refuse the tensors of a saved list that do not belong together, to the texts or to the model.
@@ -185,6 +186,7 @@ def check_saved_pieces(
         tensors: those of the file, by name.
         contents: text by index in the list.
         opening: keys of the prompt's opening as this model reads it. Shape: (tokens, dimensions)
+        by_layer: gives views of such keys by layer.
         key_dtype: that of the passages' keys.
 
     Raises:
@@ -202,9 +204,12 @@ def check_saved_pieces(
     actual = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if actual != expected:
         raise ValueError(f"it holds {sorted(actual.items())}, expected {sorted(expected.items())}")
-    own, other = opening.float(), tensors["opening"].to(opening.device).float()
-    if not float((other - own).norm()) <= _SAME_MODEL * float(own.norm()):
-        raise ValueError("its model has other weights than this one of the same name: keys of its opening differ")
+    saved = by_layer(tensors["opening"].to(opening.device).float())
+    for layer, own in by_layer(opening.float()).items():
+        if not float((saved[layer] - own).norm()) <= _SAME_MODEL * float(own.norm()):
+            raise ValueError(
+                f"its model has other weights than this one of the same name: keys of layer {layer} differ"
+            )
     documents = [index for index in document_of_piece if type(index) is int]
     if documents != sorted(document_of_piece) or set(documents) != set(contents):
         raise ValueError("its pieces do not belong to its texts")

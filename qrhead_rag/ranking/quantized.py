@@ -18,7 +18,7 @@ def quantize(keys: Tensor) -> tuple[Tensor, Tensor]:
     Keys that are not finite get a scale that is not, so that `check_finite` tells whose they are when they are read.
 
     Args:
-        keys: of one passage. Shape: (key heads, tokens, head size)
+        keys: of one passage. Shape: (key heads, tokens, head size); key heads that lie side by side are one
 
     Returns:
         The keys in int8, of the same shape, and what they are multiples of, in bfloat16. Shape: (key heads, head size)

@@ -387,6 +387,18 @@ def test_a_list_of_a_model_with_other_weights_is_refused(tmp_path):
     same(EncodedPassages.load(path, half).score(QUERY), retriever("late").score(QUERY, DOCUMENTS), tolerance=0.1)
 
 
+def test_other_weights_of_one_layer_are_refused_beside_larger_keys_of_another(tmp_path):
+    path = tmp_path / "list.safetensors"
+    asked, other = retriever("late"), retriever("late")
+    with torch.no_grad():
+        for one in (asked, other):
+            one.model.model.layers[1].self_attn.k_proj.weight *= 5
+        other.model.model.layers[2].self_attn.k_proj.weight.normal_(std=0.35)
+    asked.encode(DOCUMENTS).save(path)
+    with pytest.raises(ValueError, match="keys of layer 2 differ"):
+        EncodedPassages.load(path, other)
+
+
 @pytest.mark.parametrize("pieces", [None, 256])
 def test_a_list_whose_documents_another_context_cuts_elsewhere_is_refused(tmp_path, pieces):
     path, documents = tmp_path / "list.safetensors", ["Storms came twice. They broke the lamp. " * 20, "A cat."]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrhead_rag.ranking.passage_bytes import DamagedValueError, from_bytes, to_bytes
+from qrhead_rag.ranking.passage_bytes import DamagedValueError, _parsed, from_bytes, to_bytes
 from qrhead_rag.ranking.pieces import PassagePieces, Piece
 from qrhead_rag.ranking.quantized import quantize
 
@@ -102,6 +102,15 @@ def test_another_version_is_refused():
     text = json.dumps(header).encode()
     with pytest.raises(DamagedValueError, match="format is 3"):
         from_bytes("key", with_checksum(len(text).to_bytes(4, "little") + text + VALUE[8 + length :]), CPU)
+
+
+def test_large_headers_are_not_kept():
+    before = _parsed.cache_info().currsize
+    header = {"format": 2, "tokens": [1] * 5000, "dtype": "float16", "dimensions": 8, "scaled": False}
+    text = json.dumps(header).encode()
+    with pytest.raises(DamagedValueError, match="tensors have 0 bytes"):
+        from_bytes("key", with_checksum(len(text).to_bytes(4, "little") + text), CPU)
+    assert _parsed.cache_info().currsize == before
 
 
 def test_a_header_length_beyond_the_value_is_refused():

@@ -277,8 +277,8 @@ def test_no_text_changes_how_another_document_is_read(model, mode):
         wanted = other._list._passages["The keeper counts the ships."]
         for piece, wanted_piece in zip(passage.pieces, wanted.pieces, strict=True):
             assert piece.offsets.equal(wanted_piece.offsets)
-            for layer, keys in piece.keys.items():
-                assert keys.allclose(wanted_piece.keys[layer], atol=1e-4)
+            for keys, wanted_keys in zip(piece.keys, wanted_piece.keys, strict=True):
+                assert keys.allclose(wanted_keys, atol=1e-4)
 
     alone()
 
