@@ -39,7 +39,7 @@ QUERY = "Who keeps the key of store {number} and when is it open?"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passages", type=int, default=100, help="of a list")
-    parser.add_argument("--words", type=int, default=64, help="of a passage: 64 are about 90 tokens")
+    parser.add_argument("--words", type=int, default=70, help="of a passage: 70 are about 90 tokens")
     parser.add_argument("--corpus", type=int, default=400)
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--device", default="cpu")
