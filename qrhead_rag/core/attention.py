@@ -8,6 +8,7 @@ attention.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -259,7 +260,12 @@ class HeadReader:
             keys = layer_keys[layer]
             keys = keys[..., key_heads(heads, self._num_heads // keys.shape[-3]), :, :]
             needed.append(keys.transpose(-3, -2).flatten(-2).to(self.device))  # (..., tokens, key heads * head size)
-        return torch.cat(needed, dim=-1)
+        with self.without_autocast():
+            return torch.cat(needed, dim=-1)
+
+    def without_autocast(self) -> AbstractContextManager[None]:
+        """Within it the model runs in its own dtype and is read in float32, also where a caller casts what runs."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def by_layer(self, keys: Tensor, cache: DynamicCache) -> dict[int, Tensor]:
         """What `keys_for_heads` gave, as views by layer.
@@ -291,7 +297,8 @@ class HeadReader:
     def _run(self, current: Pass, ids: Tensor, positions: Tensor, cache: DynamicCache) -> None:
         view = view_of(self._decoder, self._last_layer + 1, ATTENTION)
         inputs = {"input_ids": ids, "position_ids": positions, self._cache_argument: cache}
-        run_pass(view, current, **inputs, use_cache=True)
+        with self.without_autocast():
+            run_pass(view, current, **inputs, use_cache=True)
 
 
 def group_parts(parts: Sequence[Rows]) -> Iterator[list[Rows]]:

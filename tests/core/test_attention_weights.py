@@ -14,10 +14,10 @@ DOCUMENTS = ["The keeper counts the ships.", "Storms came twice. They broke the 
 OWN_WEIGHTS = {"gemma2", "gpt_oss"}  # soft caps, sinks
 
 
-def head_scores(family, mode, readout):
+def head_scores(family, mode, readout, key_dtype="float32"):
     window = {"sliding_window": 2048} if "sliding_window" in FAMILIES[family] else {}
     model = tiny_model(family, max_position_embeddings=2048, **window)
-    asked = QRRetriever(model, tiny_tokenizer(), heads=HEADS, mode=mode, readout=readout, key_dtype="float32")
+    asked = QRRetriever(model, tiny_tokenizer(), heads=HEADS, mode=mode, readout=readout, key_dtype=key_dtype)
     scores = asked.head_scores("who counts the ships?", DOCUMENTS)
     return scores, asked._context.reader._plain
 
@@ -41,6 +41,16 @@ def test_parts_of_keys_are_one(dtype):
     whole = (queries @ keys.float().t() * 0.3 + mask).softmax(dim=-1)
     for sizes in ([40], [12, 20, 8], [0, 40, 0]):
         torch.testing.assert_close(plain_weights(queries, keys.split(sizes), mask, 0.3), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("key_dtype", ["float16", "int8", "float32"])
+@pytest.mark.parametrize("readout", ["published", "evidence"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_caller_that_casts_what_runs_gets_the_same_scores(mode, readout, key_dtype):
+    expected, _ = head_scores("llama", mode, readout, key_dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores, _ = head_scores("llama", mode, readout, key_dtype)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("sink", [-3.0, 0.0, 3.0])
