@@ -1,14 +1,13 @@
 """Token ids to the attention of selected heads, on stock transformers models and on any device.
 
 A pass runs through a view of the model (model_view.py), whose layers call the function of attention_function.py.
-Documents run under the model's own fast kernel. For the query rows the weights of the selected heads are computed by
-the eager attention function that every family's module has (scaling, soft cap, window and sinks are its business), in
-float32, for those rows and heads alone. No layer above the last selected head runs, and of that layer nothing after its
+Documents run under the model's own fast kernel. For the query rows the weights of the selected heads are computed as
+the eager attention function of the model's family computes them (attention_weights.py), in float32, for those rows and
+heads alone. No layer above the last selected head runs, and of that layer nothing after its
 attention.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +31,7 @@ from qrhead_rag.core.model_view import (
     cache_of,
     crop,
     find_decoder,
+    join,
     layer_tensors,
     read_only_copy,
     view_of,
@@ -67,7 +67,7 @@ class Rows:
 
 @dataclass
 class QueryPrefix:
-    """Tokens after the cached ones that parts begin with: run with the first part, and not again with later ones.
+    """Tokens after the cached ones that parts begin with: run with the first parts, and not again with later ones.
 
     Attributes:
         ids: the tokens.
@@ -119,8 +119,8 @@ class HeadReader:
         self._heads_by_layer: dict[int, list[int]] = {}
         for layer, head in heads:
             self._heads_by_layer.setdefault(layer, []).append(head)
-        # A pass gives the heads layer by layer; the caller gets them in the order of `heads`.
         self._plain: dict[int, bool] = {}  # whether a layer's weights are the plain softmax, once it was read
+        # A pass gives the heads layer by layer; the caller gets them in the order of `heads`.
         by_layer = [(layer, head) for layer, in_layer in sorted(self._heads_by_layer.items()) for head in in_layer]
         self._order = [by_layer.index(head) for head in heads]
         config = model.config.get_text_config()
@@ -203,47 +203,37 @@ class HeadReader:
         positions += [] if late_positions is None else [late_positions.cpu()]
         late_by_layer = {} if late_keys is None else self.by_layer(late_keys, cache)
         context = Context(torch.cat(positions).to(self.device), cached, late_by_layer, hidden, see_all)
-        groups = list(group_parts(parts))
-        if prefix and prefix.cache is None and len(parts) > 1:  # the others need not run it again
-            groups = [[parts[0]], *group_parts(parts[1:])]
-        passes = [self._read_pass(cache, prefix, context, group) for group in groups]
+        passes = [self._read_pass(cache, prefix, context, group) for group in group_parts(parts)]
         return torch.cat(passes, dim=1) if len(passes) > 1 else passes[0]
 
     def _read_pass(
         self, cache: DynamicCache, prefix: QueryPrefix | None, context: Context, parts: Sequence[Rows]
     ) -> Tensor:
-        """`read` for parts that share one pass; one part alone where the prefix has not been run."""
-        if prefix is None:
-            reading = self._run_parts(read_only_copy(cache), None, context, parts)
-        elif prefix.cache is not None:
-            reading = self._run_parts(read_only_copy(prefix.cache), prefix, context, parts)
-        else:
-            longer = cache_of(*layer_tensors(cache))  # shares its tensors, and joins what follows into new ones
-            reading = self._run_parts(longer, None, context, parts)
-            crop(longer, context.cached + len(prefix.ids))
-            prefix.queries = {layer: rows[:, :, : len(prefix.ids)].clone() for layer, rows in reading.queries.items()}
-            prefix.cache = longer
-        by_head = [head for _, attention in sorted(reading.attention.items()) for head in attention]
-        return torch.stack([by_head[number].to(self.device) for number in self._order])
-
-    def _run_parts(
-        self, cache: DynamicCache, prefix: QueryPrefix | None, context: Context, parts: Sequence[Rows]
-    ) -> RowReading:
-        """One pass over some parts, without the rows that they begin with where those have been run."""
+        """`read` for parts that share one pass, which runs the rows that they begin with if no pass has."""
         device, before = self.device, len(prefix.ids) if prefix else 0
         rows = _rows_of_pass(parts, before, device)
-        prefix_queries = prefix.queries if prefix else {}
-        reading = RowReading(self._heads_by_layer, context, rows, prefix_queries, plain=self._plain)
-        ids = torch.tensor([[token for part in parts for token in part.ids[before:]]], device=device)  # (1, rows run)
+        reading = RowReading(self._heads_by_layer, context, rows, prefix.queries if prefix else {}, plain=self._plain)
+        ids = [token for part in parts for token in part.ids[before:]]
+        new_prefix = prefix if prefix and prefix.cache is None else None
+        if new_prefix is None:
+            run_after = read_only_copy(cache if prefix is None or prefix.cache is None else prefix.cache)
+        else:
+            ids = [*new_prefix.ids, *ids]
+            run_after = cache_of(*layer_tensors(cache))  # shares its tensors, and joins what follows into new ones
         one_pass = Pass(self._row_kernel, self._last_layer, reading)
-        self._run(one_pass, ids, rows.positions[None, before:], cache)
+        self._run(one_pass, torch.tensor([ids], device=device), rows.positions[None, -len(ids) :], run_after)
         missing = self._heads_by_layer.keys() - reading.attention.keys()
         if missing:
             raise ValueError(
                 f"{type(self._decoder).__name__} did not call the attention interface in layers {sorted(missing)}; "
                 "expected a stock transformers model whose every attention layer does"
             )
-        return reading
+        if new_prefix is not None:
+            crop(run_after, context.cached + before)
+            new_prefix.queries = {layer: queries[:, :, :before].clone() for layer, queries in reading.queries.items()}
+            new_prefix.cache = run_after
+        by_head = [head for _, attention in sorted(reading.attention.items()) for head in attention]
+        return torch.stack([by_head[number].to(device) for number in self._order])
 
     def keys_for_heads(self, layer_keys: Sequence[Tensor]) -> Tensor:
         """Of all layers' keys, those that the selected heads look at, side by side: a row for each token.
@@ -260,12 +250,7 @@ class HeadReader:
             keys = layer_keys[layer]
             keys = keys[..., key_heads(heads, self._num_heads // keys.shape[-3]), :, :]
             needed.append(keys.transpose(-3, -2).flatten(-2).to(self.device))  # (..., tokens, key heads * head size)
-        with self.without_autocast():
-            return torch.cat(needed, dim=-1)
-
-    def without_autocast(self) -> AbstractContextManager[None]:
-        """Within it the model runs in its own dtype and is read in float32, also where a caller casts what runs."""
-        return torch.autocast(self.device.type, enabled=False)
+        return join(needed, dim=-1)
 
     def by_layer(self, keys: Tensor, cache: DynamicCache) -> dict[int, Tensor]:
         """What `keys_for_heads` gave, as views by layer.
@@ -297,7 +282,8 @@ class HeadReader:
     def _run(self, current: Pass, ids: Tensor, positions: Tensor, cache: DynamicCache) -> None:
         view = view_of(self._decoder, self._last_layer + 1, ATTENTION)
         inputs = {"input_ids": ids, "position_ids": positions, self._cache_argument: cache}
-        with self.without_autocast():
+        # The model runs in its own dtype and is read in float32, also where a caller casts what runs.
+        with torch.autocast(self.device.type, enabled=False):
             run_pass(view, current, **inputs, use_cache=True)
 
 
@@ -315,7 +301,7 @@ def group_parts(parts: Sequence[Rows]) -> Iterator[list[Rows]]:
 
 
 def _rows_of_pass(parts: Sequence[Rows], before: int, device: torch.device) -> PassRows:
-    """The rows of some parts; the first ones, run before, are the same in all parts and come once."""
+    """The rows of some parts; the first ones, which are the same in all parts, come once."""
     lengths = torch.tensor([len(part.ids) - before for part in parts])
     part_of = torch.cat([torch.full((before,), -1), torch.arange(len(parts)).repeat_interleave(lengths)])  # (rows,)
     positions = [torch.arange(before) + parts[0].position]
@@ -332,17 +318,11 @@ def _rows_of_pass(parts: Sequence[Rows], before: int, device: torch.device) -> P
     for average, number in zip(averages, several, strict=True):
         average[readings[number]] = 1 / len(readings[number])
     index_of = {row: index for index, row in enumerate(read)}
-    indices = [index_of[rows[-1]] for rows in readings]
-    last: Tensor | slice | None = torch.tensor(indices, device=device)
-    if len(several) == len(readings):
-        last = None
-    elif indices == list(range(indices[0], indices[0] + len(indices))):
-        last = slice(indices[0], indices[-1] + 1)
     return PassRows(
         positions=torch.cat(positions).to(device),
         same_part=((part_of[:, None] == part_of) | (part_of == -1)).to(device),
         read=torch.tensor(read, device=device),
-        last=last,
+        last=torch.tensor([index_of[rows[-1]] for rows in readings], device=device),
         several=torch.tensor(several, dtype=torch.long, device=device),
         averages=averages[:, read].to(device),
     )

@@ -47,14 +47,13 @@ class Context:
 
 @dataclass(frozen=True)
 class PassRows:
-    """The rows of one pass: first those that were run before, which every part begins with, then part after part.
+    """The rows of one pass: first those that every part begins with, also where they were run before; then the parts.
 
     Attributes:
         positions: of each row. Shape: (rows,)
         same_part: which rows see each other, as far as the model lets them. Shape: (rows, rows)
         read: indices of the rows whose attention is read. Shape: (rows read,)
-        last: of each reading, the last of its rows, as an index in `read`; a slice where these follow one another, None
-            where every reading is a mean. Shape: (readings,)
+        last: of each reading, the last of its rows, as an index in `read`. Shape: (readings,)
         several: the readings that are the mean of several rows. Shape: (means,)
         averages: weights that take these means. Shape: (means, rows read)
     """
@@ -62,7 +61,7 @@ class PassRows:
     positions: Tensor
     same_part: Tensor
     read: Tensor
-    last: Tensor | slice | None
+    last: Tensor
     several: Tensor
     averages: Tensor
 
@@ -210,21 +209,16 @@ def _key_parts(reading: RowReading, layer: int, key: Tensor, group: int) -> dict
     if late is None:
         return {key_head: [key[0, key_head]] for key_head in needed}
     return {
-        key_head: [key[0, key_head, : context.cached], of_head.to(key.device), key[0, key_head, context.cached :]]
+        key_head: [key[0, key_head, : context.cached], of_head, key[0, key_head, context.cached :]]
         for key_head, of_head in zip(needed, late, strict=True)
     }
 
 
 def _readings(rows: PassRows, weights: Tensor) -> Tensor:
-    """The mean over the rows of each reading. Shape: (heads, rows read, tokens) -> (heads, readings, tokens)
-
-    May write into the weights.
-    """
-    means = rows.averages.to(weights.device) @ weights
-    if rows.last is None:
-        return means
-    readings = weights[:, rows.last.to(weights.device) if isinstance(rows.last, Tensor) else rows.last]
-    readings[:, rows.several.to(weights.device)] = means
+    """The mean over the rows of each reading. Shape: (heads, rows read, tokens) -> (heads, readings, tokens)"""
+    last, several, averages = (each.to(weights.device) for each in (rows.last, rows.several, rows.averages))
+    readings = weights.index_select(1, last)  # right where a reading is of one row
+    readings[:, several] = averages @ weights
     return readings
 
 

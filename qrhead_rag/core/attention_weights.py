@@ -32,13 +32,13 @@ def plain_weights(queries: Tensor, key_parts: Sequence[Tensor], mask: Tensor, sc
     >>> plain_weights(torch.zeros(1, 1, 2), [torch.ones(3, 2), torch.ones(1, 2)], torch.zeros(1, 4), 1.0).tolist()
     [[[0.25, 0.25, 0.25, 0.25]]]
     """
-    scaled = (queries * scaling).flatten(0, 1)  # (heads * rows, head size)
-    logits, start = scaled.new_empty(len(scaled), mask.shape[1]), 0
+    rows = queries.flatten(0, 1)  # (heads * rows, head size)
+    logits, start = rows.new_empty(len(rows), mask.shape[1]), 0
     for keys in key_parts:
         end = start + len(keys)
-        torch.mm(scaled, keys.to(scaled).t(), out=logits[:, start:end])
+        torch.mm(rows, keys.to(rows).t(), out=logits[:, start:end])
         start = end
-    return logits.view(*queries.shape[:2], -1).add_(mask).softmax(dim=-1)
+    return logits.mul_(scaling).view(*queries.shape[:2], -1).add_(mask).softmax(dim=-1)
 
 
 def eager_weights(

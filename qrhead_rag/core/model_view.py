@@ -138,6 +138,16 @@ def shallow_copy(module: nn.Module) -> nn.Module:
     return copied
 
 
+def join(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat` that gives the same where a caller casts what runs: autocast on a CPU joins no float16.
+
+    >>> join([torch.zeros(2, 3), torch.zeros(1, 3)], dim=0).shape
+    torch.Size([3, 3])
+    """
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        return torch.cat(list(tensors), dim)
+
+
 def crop(cache: DynamicCache, tokens: int) -> None:
     """Drop every cached token from index `tokens` on, and free its memory."""
     for layer in cache.layers:

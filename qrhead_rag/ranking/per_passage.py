@@ -241,8 +241,7 @@ class Late(PerPassage):
     def _attend(self, parts: Sequence[Rows], listed: ListedPieces) -> Tensor:
         opening = self._store.opening.cache()
         length = opening.get_seq_length()
-        with self._context.reader.without_autocast():  # which joins no float16 on a CPU
-            (keys,) = listed.joined_keys()
+        (keys,) = listed.joined_keys()
         return self._context.reader.read(
             opening,
             parts,

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from qrhead_rag.core.model_view import join
 from qrhead_rag.core.prompt import CONSTANT_LABEL
 from qrhead_rag.ranking.quantized import dequantize
 
@@ -144,13 +145,13 @@ class ListedPieces:
         """
         scales = self._scales()
         for of_pieces in zip(*(piece.keys for piece in self.pieces), strict=True):
-            keys = torch.cat(of_pieces, dim=1)
+            keys = join(of_pieces, dim=1)
             yield keys if scales is None else dequantize(keys, scales[None, self.piece_of.to(scales.device)])
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept of the pieces under `late`, by name, as a saved list has it."""
         scales = self._scales()
-        keys = torch.cat([piece.keys[0][0] for piece in self.pieces])
+        keys = join([piece.keys[0][0] for piece in self.pieces], dim=0)
         named = {"keys": keys} | ({} if scales is None else {"scales": scales})
         return named | {"offsets": self.offsets, "piece_of": self.piece_of.to(torch.int32)}
 

@@ -43,8 +43,7 @@ class Opening:
     def query_prefix(self, ids: Sequence[int], position: int) -> QueryPrefix:
         """The tokens that query parts at a position begin with, which are run after it once; the last few are kept."""
         key = position, *ids
-        prefix = self._prefixes.get(key) or QueryPrefix(ids, position)
-        self._prefixes[key] = prefix
+        prefix = self._prefixes.setdefault(key, QueryPrefix(ids, position))
         self._prefixes.move_to_end(key)
         while len(self._prefixes) > _PREFIXES_KEPT:
             self._prefixes.popitem(last=False)

@@ -6,6 +6,7 @@ import torch
 from qrhead_rag import QRRetriever
 from qrhead_rag.core import attention_function
 from qrhead_rag.core.attention_weights import plain_weights
+from qrhead_rag.ranking.encoded import EncodedPassages
 from tests.helpers.modes import MODES
 from tests.helpers.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -51,6 +52,15 @@ def test_a_caller_that_casts_what_runs_gets_the_same_scores(mode, readout, key_d
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores, _ = head_scores("llama", mode, readout, key_dtype)
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("key_dtype", ["float16", "int8", "float32"])
+def test_a_caller_that_casts_what_runs_saves_the_same_list(key_dtype, tmp_path):
+    asked = QRRetriever(tiny_model(), tiny_tokenizer(), heads=HEADS, mode="late", key_dtype=key_dtype)
+    encoded, path = asked.encode(DOCUMENTS), tmp_path / "list.safetensors"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoded.save(path)
+    assert EncodedPassages.load(path, asked).score("who?") == pytest.approx(encoded.score("who?"), abs=1e-6)
 
 
 @pytest.mark.parametrize("sink", [-3.0, 0.0, 3.0])

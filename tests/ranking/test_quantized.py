@@ -135,6 +135,7 @@ def test_a_list_counts_its_scales():
     encoded.score(QUERY)
     assert encoded.nbytes == pytest.approx(held_by(encoded)[1], rel=0.02)
     piece = encoded._list._passages[DOCUMENTS[0]].pieces[0]
+    assert piece.scales.nbytes > 0
     assert piece.nbytes == piece.offsets.nbytes + piece.keys[0].nbytes + piece.scales.nbytes
 
 
